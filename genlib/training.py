@@ -1,0 +1,338 @@
+"""The training loop of every chapter: `fit` repeats a step that the chapter wrote.
+
+There is no Trainer. A step takes a batch, updates what it likes and returns its
+metrics; `fit` repeats it, shows progress, keeps a `History`, stops at the first
+number that is not finite, and can save and resume to the same numbers.
+"""
+
+import json
+import math
+import os
+import random
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm.auto import tqdm
+
+
+def seed_everything(seed):
+    """Seed Python, NumPy and torch; return a CPU `torch.Generator` with that seed."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def get_device(name=None):
+    """The best device here, cuda > mps > cpu, or the one named.
+
+    Raises ValueError for a name that is unknown or not available here.
+    """
+    usable = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name is None:
+        name = next(n for n, ok in usable.items() if ok)
+    if not usable.get(name, False):
+        have = ", ".join(n for n, ok in usable.items() if ok)
+        raise ValueError(f"device {name!r} is not available here; choose from: {have}")
+    return torch.device(name)
+
+
+def get_profile():
+    """Which version of a chapter runs: "gpu" where CUDA is present, else "cpu".
+
+    The environment variable GENLIB_PROFILE overrides the choice.
+    """
+    default = "gpu" if torch.cuda.is_available() else "cpu"
+    profile = os.environ.get("GENLIB_PROFILE") or default
+    if profile not in ("cpu", "gpu"):
+        raise ValueError(f"GENLIB_PROFILE is {profile!r}; it must be 'cpu' or 'gpu'")
+    return profile
+
+
+def warmup_linear(step, max_steps, warmup=0.1):
+    """Factor on the learning rate: 0 up to 1 in the first share, then down to 0.
+
+    `warmup` is the share of `max_steps` that rises. For `LambdaLR`.
+    """
+    rising = max(1, round(warmup * max_steps))
+    if step < rising:
+        return (step + 1) / rising
+    return max(0.0, (max_steps - step) / max(1, max_steps - rising))
+
+
+class NonFiniteError(RuntimeError):
+    """Training produced a NaN or an infinity; `history` ends just before it."""
+
+    def __init__(self, message, history):
+        super().__init__(message)
+        self.history = history
+
+
+class History:
+    """The metrics of a run, one value a step: `history["loss"]` is a list."""
+
+    def __init__(self, metrics=None):
+        self.metrics = metrics or {}
+
+    @property
+    def steps(self):
+        return max((len(values) for values in self.metrics.values()), default=0)
+
+    def record(self, metrics):
+        """Append one step's metrics (name -> float)."""
+        if self.metrics and metrics.keys() != self.metrics.keys():
+            raise ValueError(
+                f"step {self.steps + 1} returned the metrics {sorted(metrics)}, the "
+                f"steps before {sorted(self.metrics)}; return the same names each time"
+            )
+        for name, value in metrics.items():
+            self.metrics.setdefault(name, []).append(value)
+
+    def __getitem__(self, name):
+        if name not in self.metrics:
+            raise KeyError(f"no metric {name!r}; there are: {', '.join(self.metrics)}")
+        return self.metrics[name]
+
+    def keys(self):
+        return self.metrics.keys()
+
+    def mean(self, name, last=50):
+        """Mean of a metric over the last steps, steadier than the last value."""
+        values = self[name][-last:]
+        return sum(values) / len(values)
+
+    def plot(self, *names, **options):
+        """Draw the curves; see `genlib.plot.curves` for the options."""
+        from genlib.plot import curves
+
+        return curves(self, *names, **options)
+
+
+def fit(step, batches, max_steps, *, checkpoint=None, progress=True):
+    """Call `step(batch)` until `max_steps` steps are done; return their `History`.
+
+    `step` returns a dict of metrics, 0-d tensors or floats. `batches` is any iterable
+    of batches, usually endless. With a `Checkpoint` the run saves itself now and then
+    and, started again, goes on where the last save left it, to the same numbers.
+
+    Raises NonFiniteError, naming metric and step, when a metric is not finite, and
+    ValueError when the batches end too soon.
+    """
+    batches, history = iter(batches), History()
+    if checkpoint is not None and checkpoint.path.exists():
+        history = checkpoint.history()
+        next(islice(batches, history.steps, history.steps), None)  # skip what was seen
+        checkpoint.restore()
+    pending = []
+    # Set only if asked for: an explicit value would override TQDM_DISABLE.
+    quiet = {} if progress else {"disable": True}
+    with tqdm(total=max_steps, initial=history.steps, **quiet) as bar:
+        for number in range(history.steps + 1, max_steps + 1):
+            try:
+                batch = next(batches)
+            except StopIteration:
+                raise ValueError(
+                    f"the batches ended after {number - 1} of {max_steps} steps; pass "
+                    "an endless iterator, as genlib.data.batches gives, or fewer steps"
+                ) from None
+            metrics = step(batch)
+            pending.append({k: torch.as_tensor(v).detach() for k, v in metrics.items()})
+            save = checkpoint is not None and number % checkpoint.every == 0
+            # Reading a number makes a GPU wait for it, so read several at once.
+            if len(pending) == 20 or save or number == max_steps:
+                record(pending, history)
+                bar.update(len(pending))
+                bar.set_postfix({k: f"{v[-1]:.4g}" for k, v in history.metrics.items()})
+                pending = []
+            if save or (checkpoint is not None and number == max_steps):
+                checkpoint.save(history)
+    return history
+
+
+def record(pending, history):
+    """Move pending metrics into the history; stop at the first that is not finite."""
+    for metrics in pending:
+        values = {name: float(value) for name, value in metrics.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"{name} is {value} at step {history.steps + 1}: the run diverged. "
+                    "Lower the learning rate, or look at that batch; the history so "
+                    "far is in the error's `.history`",
+                    history,
+                )
+        history.record(values)
+
+
+class Checkpoint:
+    """Saves a run, and brings it back to the same numbers.
+
+    `objects` are what changes while training: modules, optimisers, schedulers,
+    generators, by any name. torch's own random state (CPU and CUDA) goes along. All
+    is one safetensors file, replaced in one move, so that a run killed while saving
+    leaves the save before; nothing is pickled.
+
+        run = Checkpoint("run.safetensors", vae=vae, optimizer=optimizer)
+        history = fit(step, data, 2000, checkpoint=run)
+    """
+
+    def __init__(self, path, every=200, **objects):
+        self.path, self.every, self.objects = Path(path), every, objects
+        if not objects:
+            raise ValueError(
+                "a checkpoint needs what to save: Checkpoint(path, vae=vae)"
+            )
+        if every < 1:
+            raise ValueError(f"every is {every}; it is a number of steps, at least 1")
+
+    def save(self, history):
+        state = {name: get_state(thing) for name, thing in self.objects.items()}
+        state["random"] = random_state()
+        tensors = {}
+        meta = {"state": pack(state, tensors, ""), "history": history.metrics}
+        write_safetensors(
+            tensors, self.path, {k: json.dumps(v) for k, v in meta.items()}
+        )
+
+    def history(self):
+        """The history in the file, without touching any object."""
+        return History(json.loads(read_safetensors(self.path)[1]["history"]))
+
+    def restore(self):
+        """Put the saved state into the objects; all of them fit, or none is touched."""
+        tensors, meta = read_safetensors(self.path)
+        state = unpack(json.loads(meta["state"]), tensors)
+        saved_random = state.pop("random")
+        if state.keys() != self.objects.keys():
+            raise ValueError(
+                f"{self.path} holds {sorted(state)}, this run {sorted(self.objects)}: "
+                "it is of another run. Give another path, or delete the file"
+            )
+        for name, thing in self.objects.items():
+            if isinstance(thing, nn.Module):
+                check_fits(thing, state[name], f"{name!r} in {self.path}")
+        for name, thing in self.objects.items():
+            set_state(thing, state[name])
+        set_random_state(saved_random)
+
+
+def get_state(thing):
+    if isinstance(thing, torch.Generator):
+        return thing.get_state()
+    return thing.state_dict()
+
+
+def set_state(thing, state):
+    if isinstance(thing, torch.Generator):
+        thing.set_state(state)
+    else:
+        thing.load_state_dict(state)
+
+
+def random_state():
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state):
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def pack(value, tensors, path):
+    """Nested state -> JSON; tensors move into `tensors`, under their path.
+
+    A dict becomes a list of pairs: an optimiser's keys are integers, which JSON
+    would turn into texts.
+    """
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value.detach().cpu().clone().contiguous()
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {
+            "dict": [[k, pack(v, tensors, f"{path}/{k}")] for k, v in value.items()]
+        }
+    if isinstance(value, list | tuple):
+        return [pack(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
+    return value
+
+
+def unpack(value, tensors):
+    if isinstance(value, list):
+        return [unpack(v, tensors) for v in value]
+    if isinstance(value, dict) and "tensor" in value:
+        return tensors[value["tensor"]]
+    if isinstance(value, dict):
+        return {k: unpack(v, tensors) for k, v in value["dict"]}
+    return value
+
+
+def write_safetensors(tensors, path, meta):
+    """Write beside the file, then replace it in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(handle)
+    try:
+        save_file(tensors, partial, metadata=meta)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def read_safetensors(path):
+    """Tensors and metadata of a file; ValueError if it is not a whole one."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); delete it"
+        ) from None
+
+
+def save_weights(module, path, **meta):
+    """Save a module's weights as safetensors, with `meta` (texts) in its header."""
+    meta = {"class": type(module).__name__} | {k: str(v) for k, v in meta.items()}
+    write_safetensors(
+        {k: v.detach().cpu().clone() for k, v in module.state_dict().items()},
+        Path(path),
+        meta,
+    )
+
+
+def load_weights(module, path):
+    """Load weights that `save_weights` wrote; return the file's metadata.
+
+    Raises ValueError, before anything is changed, if they are of another model.
+    """
+    tensors, meta = read_safetensors(path)
+    check_fits(module, tensors, path)
+    module.load_state_dict(tensors)
+    return meta
+
+
+def check_fits(module, tensors, source):
+    """ValueError, naming the first difference, unless names and shapes agree."""
+    have = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    got = {k: tuple(v.shape) for k, v in tensors.items()}
+    for name in sorted(have.keys() | got.keys()):
+        if have.get(name) != got.get(name):
+            raise ValueError(
+                f"{source} is of another model: {name} is {got.get(name, 'missing')} "
+                f"there and {have.get(name, 'missing')} in this "
+                f"{type(module).__name__}. Build the model with the saved sizes"
+            )
