@@ -1,0 +1,347 @@
+r"""The variational autoencoder: an encoder guesses the cause of an image, a decoder
+draws the image from it, and one bound on the log-likelihood trains both.
+
+Kingma and Welling 2014, "Auto-Encoding Variational Bayes", arXiv:1312.6114; Rezende,
+Mohamed and Wierstra 2014, arXiv:1401.4082. Importance-weighted bound: Burda, Grosse
+and Salakhutdinov 2016, arXiv:1509.00519. Free bits: Kingma et al. 2016,
+arXiv:1606.04934. Linear-Gaussian case: Tipping and Bishop 1999.
+
+All log-probabilities are in nats. Images are float tensors (B, C, H, W) in 0..1.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Autoencoder(nn.Module):
+    """Squeeze an image through a few numbers and draw it again; no probability yet.
+
+    Built from an encoder (B, C, H, W) -> (B, Z) and a decoder (B, Z) -> logits
+    (B, C, H, W).
+    """
+
+    def __init__(self, encoder, decoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, x):
+        """Images (B, C, H, W) -> logits of the reconstruction, same shape."""
+        return self.decoder(self.encoder(x))
+
+
+class MLP(nn.Sequential):
+    """Linear layers of the given sizes with an activation between them."""
+
+    def __init__(self, *sizes, activation=nn.ReLU):
+        layers = []
+        for n_in, n_out in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Linear(n_in, n_out), activation()]
+        super().__init__(*layers[:-1])
+
+
+class MLPEncoder(nn.Module):
+    """Images (B, C, H, W) -> `outputs` numbers each, (B, outputs).
+
+    For a VAE, `outputs` is twice the latent size: mu and logvar side by side.
+    """
+
+    def __init__(self, shape, hidden, outputs, activation=nn.ReLU):
+        super().__init__()
+        self.shape = tuple(shape)
+        self.net = MLP(math.prod(shape), *hidden, outputs, activation=activation)
+
+    def forward(self, x):
+        return self.net(x.flatten(1))
+
+
+class MLPDecoder(nn.Module):
+    """Latent vectors (B, latent) -> logits of the pixels (B, C, H, W)."""
+
+    def __init__(self, shape, hidden, latent, activation=nn.ReLU):
+        super().__init__()
+        self.shape, self.latent = tuple(shape), latent
+        self.net = MLP(latent, *hidden, math.prod(shape), activation=activation)
+
+    def forward(self, z):
+        return self.net(z).unflatten(1, self.shape)  # (B, C, H, W)
+
+
+class ConvEncoder(nn.Module):
+    """Images (B, C, H, W) -> (B, outputs); two convolutions halve H and W twice."""
+
+    def __init__(self, shape, channels, outputs):
+        super().__init__()
+        self.shape = c, h, w = tuple(shape)
+        self.net = nn.Sequential(
+            nn.Conv2d(c, channels, 4, stride=2, padding=1),  # (B, channels, H/2, W/2)
+            nn.ReLU(),
+            nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),  # (B, 2 * channels * H/4 * W/4)
+            nn.Linear(2 * channels * (h // 4) * (w // 4), outputs),
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class ConvDecoder(nn.Module):
+    """Latent vectors (B, latent) -> logits (B, C, H, W); the encoder's mirror image."""
+
+    def __init__(self, shape, channels, latent):
+        super().__init__()
+        self.shape, self.latent = (c, h, w), _ = tuple(shape), latent
+        if h % 4 or w % 4:
+            raise ValueError(f"images of {h} x {w}: both sides must be multiples of 4")
+        self.net = nn.Sequential(
+            nn.Linear(latent, 2 * channels * (h // 4) * (w // 4)),
+            nn.Unflatten(1, (2 * channels, h // 4, w // 4)),
+            nn.ReLU(),
+            nn.ConvTranspose2d(2 * channels, channels, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(channels, c, 4, stride=2, padding=1),
+        )
+
+    def forward(self, z):
+        return self.net(z)
+
+
+def reparameterize(mu, logvar, eps=None):
+    r"""Draw $z = \mu + \sigma \epsilon$, so that gradients reach mu and logvar.
+
+    All are (..., Z). Kingma and Welling 2014, section 2.4. `eps` is standard normal
+    noise, drawn if not given.
+    """
+    if eps is None:
+        eps = torch.randn_like(mu)
+    return mu + torch.exp(0.5 * logvar) * eps
+
+
+def gaussian_kl(mu, logvar):
+    r"""$D_{KL}(N(\mu, \sigma^2) \| N(0, 1))$ of each dimension, in nats: (..., Z).
+
+    Kingma and Welling 2014, appendix B; the sum over Z is the divergence of the whole.
+    """
+    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+
+
+def log_likelihood(x, logits, n=1):
+    r"""$\log p(x \mid z)$ of images whose pixels are $k/n$, k of n points inked: (B,).
+
+    Each pixel is Binomial: $\log \binom{n}{k} + k \log p + (n - k) \log(1 - p)$ with
+    $p = \mathrm{sigmoid}(\mathrm{logits})$. For n = 1 that is Bernoulli, minus the
+    binary cross-entropy. Grey pixels with n = 1 are the field's custom, and then this
+    is no log-probability of the grey image, only a score.
+    """
+    log_prob = -n * F.binary_cross_entropy_with_logits(logits, x, reduction="none")
+    if n > 1:
+        k, total = n * x, torch.tensor(n + 1.0)
+        log_choose = total.lgamma() - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+        log_prob = log_prob + log_choose
+    return log_prob.flatten(1).sum(1)
+
+
+class VAE(nn.Module):
+    """A probabilistic encoder q(z|x) and decoder p(x|z), with prior p(z) = N(0, I).
+
+    `encoder` maps images to (B, 2 Z), `decoder` (B, Z) to logits; `n` is the number of
+    points in a pixel (see `log_likelihood`).
+    """
+
+    def __init__(self, encoder, decoder, n=1):
+        super().__init__()
+        self.encoder, self.decoder, self.n = encoder, decoder, n
+
+    def encode(self, x):
+        """Images (B, C, H, W) -> mu and logvar of q(z|x), each (B, Z)."""
+        mu, logvar = self.encoder(x).chunk(2, dim=1)
+        return mu, logvar
+
+    def decode(self, z):
+        """Latent vectors (B, Z) -> logits (B, C, H, W)."""
+        return self.decoder(z)
+
+    def log_likelihood(self, x, z):
+        """log p(x|z) in nats, (B,)."""
+        return log_likelihood(x, self.decode(z), self.n)
+
+    @torch.inference_mode()
+    def reconstruct(self, x):
+        """Images (B, C, H, W) -> mean images decoded from mu, values in 0..1."""
+        return self.decode(self.encode(x)[0]).sigmoid()
+
+    @torch.inference_mode()
+    def sample(self, count, generator=None):
+        """Draw `count` latent vectors from the prior; return their mean images."""
+        z = torch.randn(count, self.decoder.latent, generator=generator)
+        return self.decode(z.to(next(self.parameters()).device)).sigmoid()
+
+
+def elbo_terms(vae, x, eps=None):
+    """The two terms of the bound, one sample of z each: recon (B,) and kl (B, Z).
+
+    The evidence lower bound of an image is recon - kl.sum(); nats.
+    """
+    mu, logvar = vae.encode(x)  # (B, Z) each
+    z = reparameterize(mu, logvar, eps)
+    return vae.log_likelihood(x, z), gaussian_kl(mu, logvar)
+
+
+def negative_elbo(vae, x, beta=1.0, free_bits=0.0):
+    """The loss of a VAE and its parts: {"loss", "recon", "kl"}, nats per image.
+
+    loss = -recon + beta * kl. Higgins et al. 2017 weigh the divergence with `beta`.
+    `free_bits` (nats per latent dimension) is what a dimension may tell about the image
+    without being charged for it (Kingma et al. 2016).
+    Raises ValueError if `x` is not (B, C, H, W) of the model's shape, in 0..1.
+    """
+    check_images(x, vae.encoder.shape)
+    recon, kl = elbo_terms(vae, x)
+    recon, kl = recon.mean(), kl.mean(0)  # scalar, (Z,)
+    charged = kl.clamp(min=free_bits).sum()
+    return {"loss": beta * charged - recon, "recon": recon, "kl": kl.sum()}
+
+
+@torch.inference_mode()
+def evaluate(vae, x, batch_size=1000):
+    """The bound and its parts on all of x: {"elbo", "recon", "kl"}, nats per image."""
+    check_images(x, vae.encoder.shape)
+    recon, kl = zip(*(elbo_terms(vae, b) for b in x.split(batch_size)), strict=True)
+    recon, kl = torch.cat(recon).mean().item(), torch.cat(kl).sum(1).mean().item()
+    return {"elbo": recon - kl, "recon": recon, "kl": kl}
+
+
+@torch.inference_mode()
+def iwae_bound(vae, x, k, chunk=10):
+    r"""Importance-weighted bound on $\log p(x)$ with k samples of z, nats: (B,).
+
+    $\log \frac1k \sum_i p(x \mid z_i) p(z_i) / q(z_i \mid x)$; k = 1 is the ELBO, and
+    the bound rises to $\log p(x)$ with k (Burda et al. 2016, section 3).
+    """
+    check_images(x, vae.encoder.shape)
+    mu, logvar = vae.encode(x)  # (B, Z)
+    log_w = []
+    for start in range(0, k, chunk):
+        eps = torch.randn(min(chunk, k - start), *mu.shape, device=x.device)
+        for z, e in zip(reparameterize(mu, logvar, eps), eps, strict=True):  # (B, Z)
+            log_ratio = 0.5 * (e.square() - z.square() + logvar).sum(1)  # log p(z)/q(z)
+            log_w.append(vae.log_likelihood(x, z) + log_ratio)
+    return torch.stack(log_w).logsumexp(0) - math.log(k)
+
+
+def check_images(x, shape):
+    """ValueError unless x is (B, *shape) with values in 0..1."""
+    if x.shape[1:] != tuple(shape):
+        raise ValueError(
+            f"images have shape {tuple(x.shape)}; this model was built for "
+            f"(B, {', '.join(map(str, shape))})"
+        )
+    # On a GPU the look would make it wait for the numbers.
+    if x.device.type == "cpu" and len(x) and not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(
+            f"images have values from {x.min():g} to {x.max():g}; expected 0..1. "
+            "Divide by the largest value, as Images.x() does"
+        )
+
+
+def interpolate(a, b, steps):
+    """Points on the straight line from a to b, both (Z,), ends included: (steps, Z)."""
+    weight = torch.linspace(0, 1, steps, device=a.device)[:, None]
+    return a + weight * (b - a)
+
+
+class ImageDecoder(nn.Module):
+    """A VAE's decoder as a picture needs it: (B, Z) -> mean images in 0..1.
+
+    The form in which the page runs the decoder.
+    """
+
+    def __init__(self, vae):
+        super().__init__()
+        self.decoder = vae.decoder
+
+    def forward(self, z):
+        return self.decoder(z).sigmoid()
+
+
+class LinearGaussian:
+    r"""A VAE that can be solved on paper: $x = W z + b$ plus noise, $z \sim N(0, I)$.
+
+    Probabilistic PCA (Tipping and Bishop 1999). Everything a VAE bounds or learns has
+    a closed form here: the marginal likelihood and the true posterior. `weight` is
+    (D, Z), `bias` (D,), `sigma` a number; x is (B, D).
+    """
+
+    def __init__(self, weight, bias, sigma):
+        self.weight, self.bias, self.sigma = weight, bias, sigma
+
+    def log_marginal(self, x):
+        r"""$\log p(x) = \log N(x; b, W W^T + \sigma^2 I)$: (B,)."""
+        noise = self.sigma**2 * torch.eye(len(self.bias), dtype=x.dtype)
+        covariance = self.weight @ self.weight.T + noise
+        normal = torch.distributions.MultivariateNormal(self.bias, covariance)
+        return normal.log_prob(x)
+
+    def posterior(self, x):
+        r"""The exact p(z|x): means (B, Z) and one covariance (Z, Z)."""
+        size = self.weight.shape[1]
+        precision = torch.eye(size, dtype=x.dtype)
+        precision = precision + self.weight.T @ self.weight / self.sigma**2
+        covariance = precision.inverse()
+        mean = (x - self.bias) @ self.weight @ covariance / self.sigma**2
+        return mean, covariance
+
+    def elbo(self, x, mu, logvar):
+        r"""The bound with q(z|x) = N(mu, exp(logvar)), expectations exact: (B,)."""
+        squares = self.weight.square().sum(0)  # (Z,): how z's variance reaches x
+        error = (x - self.bias - mu @ self.weight.T).square().sum(1)
+        spread = (logvar.exp() * squares).sum(1)
+        log_norm = len(self.bias) * math.log(2 * math.pi * self.sigma**2)
+        recon = -0.5 * ((error + spread) / self.sigma**2 + log_norm)
+        return recon - gaussian_kl(mu, logvar).sum(1)
+
+
+class AutoregressiveDecoder(nn.Module):
+    """A decoder that also reads the pixels before the one it draws: (z, x) -> logits.
+
+    Each pixel has its own `hidden` tanh units over the pixels above and to the left,
+    in reading order; z (B, latent) only shifts the logits. A masked network in the
+    manner of MADE (Germain et al. 2015, arXiv:1502.03509).
+    """
+
+    def __init__(self, shape, hidden, latent):
+        super().__init__()
+        self.shape, self.latent, self.hidden = tuple(shape), latent, hidden
+        d = math.prod(shape)
+        before = torch.tril(torch.ones(d, d), -1)  # row i: which pixels i may read
+        self.register_buffer("mask", before.repeat_interleave(hidden, 0))
+        self.weight = nn.Parameter(0.1 * torch.randn(d * hidden, d))  # (d hidden, d)
+        self.bias = nn.Parameter(torch.zeros(d * hidden))
+        self.out = nn.Parameter(0.1 * torch.randn(d, hidden))
+        self.from_z = nn.Linear(latent, d)
+
+    def forward(self, z, x):
+        hidden = F.linear(x.flatten(1), self.weight * self.mask, self.bias).tanh()
+        hidden = hidden.unflatten(1, (-1, self.hidden))  # (B, d, hidden)
+        logits = (hidden * self.out).sum(2) + self.from_z(z)  # (B, d)
+        return logits.unflatten(1, self.shape)
+
+
+class AutoregressiveVAE(VAE):
+    """A VAE whose decoder sees the true earlier pixels while it is trained."""
+
+    def log_likelihood(self, x, z):
+        return log_likelihood(x, self.decoder(z, x), self.n)
+
+    @torch.inference_mode()
+    def sample(self, count, generator=None):
+        """Draw images pixel by pixel, each from its distribution given those before."""
+        z = torch.randn(count, self.decoder.latent, generator=generator)
+        x = torch.zeros(count, *self.decoder.shape)
+        for i in range(math.prod(self.decoder.shape)):
+            p = self.decoder(z, x).flatten(1)[:, i].sigmoid()
+            x.flatten(1)[:, i] = torch.bernoulli(p, generator=generator)
+        return x
