@@ -189,3 +189,35 @@ def png_bytes(array, scale=1):
     file = io.BytesIO()
     plt.imsave(file, array, cmap="gray", vmin=0, vmax=1, metadata={"Software": None})
     return file.getvalue()
+
+
+def diagram(boxes, arrows, width=7.0, height=2.2):
+    """Draw a block diagram; return its Axes.
+
+    `boxes` maps a name to (x, y, text, colour), centres in inches; `arrows` are
+    (from, to, label). A text on several lines makes its box higher.
+    """
+    _, ax = plt.subplots(figsize=(width, height))
+    ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    ax.axis("off")
+    drawn = {}
+    for name, (x, y, text, colour) in boxes.items():
+        style = {"boxstyle": "round,pad=0.5", "facecolor": "white", "linewidth": 1.6}
+        style["edgecolor"] = colour
+        drawn[name] = ax.text(x, y, text, ha="center", va="center", bbox=style)
+    for start, end, label in arrows:
+        (x0, y0), (x1, y1) = (drawn[k].get_position() for k in (start, end))
+        style = {"arrowstyle": "-|>", "color": INK, "shrinkA": 2, "shrinkB": 4}
+        style |= {"patchA": drawn[start].get_bbox_patch(), "linewidth": 1.2}
+        style |= {"patchB": drawn[end].get_bbox_patch()}
+        ax.annotate("", (x1, y1), (x0, y0), arrowprops=style)
+        ax.annotate(
+            label,
+            ((x0 + x1) / 2, (y0 + y1) / 2),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            size=9,
+        )
+    return ax
