@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genlib.training import warmup_linear
+
 
 class Autoencoder(nn.Module):
     """Squeeze an image through a few numbers and draw it again; no probability yet.
@@ -203,6 +205,31 @@ def negative_elbo(vae, x, beta=1.0, free_bits=0.0):
     recon, kl = recon.mean(), kl.mean(0)  # scalar, (Z,)
     charged = kl.clamp(min=free_bits).sum()
     return {"loss": beta * charged - recon, "recon": recon, "kl": kl.sum()}
+
+
+def make_step(vae, max_steps, lr=3e-3, beta=1.0, free_bits=0.0):
+    """The training step of a run of `max_steps`: step((x, y)) -> metrics, for `fit`.
+
+    Adam, its rate rising to `lr` and falling to zero; the labels y are not used.
+    """
+    optimizer = torch.optim.Adam(vae.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda k: warmup_linear(k, max_steps)
+    )
+
+    def step(batch):
+        x, _ = batch  # (B, C, H, W)
+        # Score: how good is the bound on this batch?
+        metrics = negative_elbo(vae, x, beta, free_bits)
+        # Blame: how does each weight change it?
+        optimizer.zero_grad()
+        metrics["loss"].backward()
+        # Move: a small step against the gradient
+        optimizer.step()
+        schedule.step()
+        return metrics
+
+    return step
 
 
 @torch.inference_mode()
