@@ -170,12 +170,12 @@ class VAE(nn.Module):
         """log p(x|z) in nats, (B,)."""
         return log_likelihood(x, self.decode(z), self.n)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def reconstruct(self, x):
         """Images (B, C, H, W) -> mean images decoded from mu, values in 0..1."""
         return self.decode(self.encode(x)[0]).sigmoid()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(self, count, generator=None):
         """Draw `count` latent vectors from the prior; return their mean images."""
         z = torch.randn(count, self.decoder.latent, generator=generator)
@@ -232,7 +232,7 @@ def make_step(vae, max_steps, lr=3e-3, beta=1.0, free_bits=0.0):
     return step
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(vae, x, batch_size=1000):
     """The bound and its parts on all of x: {"elbo", "recon", "kl"}, nats per image."""
     check_images(x, vae.encoder.shape)
@@ -241,7 +241,7 @@ def evaluate(vae, x, batch_size=1000):
     return {"elbo": recon - kl, "recon": recon, "kl": kl}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def iwae_bound(vae, x, k, chunk=10):
     r"""Importance-weighted bound on $\log p(x)$ with k samples of z, nats: (B,).
 
@@ -363,7 +363,7 @@ class AutoregressiveVAE(VAE):
     def log_likelihood(self, x, z):
         return log_likelihood(x, self.decoder(z, x), self.n)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(self, count, generator=None):
         """Draw images pixel by pixel, each from its distribution given those before."""
         z = torch.randn(count, self.decoder.latent, generator=generator)
