@@ -1,0 +1,54 @@
+// ONNX Runtime Web as an engine: one worker a page, one session a widget.
+const vendor = new URL("../vendor/ort/", import.meta.url);
+
+let worker = null; // shared by the widgets of a page
+const open = new Map();
+let count = 0;
+
+function ask(message, transfer, progress) {
+  if (!worker) {
+    worker = new Worker(new URL("ort_worker.mjs", import.meta.url), { type: "module" });
+    worker.onmessage = ({ data }) => {
+      const request = open.get(data.id);
+      if (data.progress !== undefined) {
+        request?.progress?.(data.progress);
+        return;
+      }
+      open.delete(data.id);
+      if (data.error) request?.reject(new Error(data.error));
+      else request?.resolve(data.result);
+    };
+    worker.onerror = (event) => {
+      event.preventDefault();
+      open.forEach(({ reject }) => reject(new Error("its worker does not start")));
+      open.clear();
+      worker = null;
+    };
+  }
+  return new Promise((resolve, reject) => {
+    count += 1;
+    open.set(count, { resolve, reject, progress });
+    worker.postMessage({ ...message, id: count }, transfer);
+  });
+}
+
+// Load the graph at `url`; `progress` is told, in words, how far it is
+export async function pageEngine(url, progress) {
+  const session = await ask(
+    { load: url.href, vendor: vendor.href },
+    [],
+    (bytes) => progress(`Loading the decoder: ${(bytes / 1e6).toFixed(1)} of 14 MB`),
+  );
+  return {
+    run(inputs) {
+      const copies = Object.fromEntries(
+        Object.entries(inputs).map(([name, { data, shape }]) => [name, { data: data.slice(), shape }]),
+      );
+      const transfer = Object.values(copies).map(({ data }) => data.buffer);
+      return ask({ run: session, inputs: copies }, transfer);
+    },
+    close() {
+      ask({ release: session }, []);
+    },
+  };
+}
