@@ -68,7 +68,7 @@ def to_array(images):
     images = np.asarray(images)
     if images.ndim == 4 and images.shape[1] in (1, 3):
         images = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
-    elif images.ndim != 3:
+    elif images.ndim != 3 and images.shape[3:] != (3,):
         raise ValueError(
             f"images have shape {images.shape}; expected (N, 1, H, W), (N, 3, H, W) "
             "or (N, H, W)"
