@@ -121,7 +121,7 @@ class PageWidget(anywidget.AnyWidget):
         return (
             f'<div class="gl-live" data-widget="{self.module}"{live}>\n'
             '<figure class="gl-poster">\n'
-            f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{picture}">\n'
+            f'<img class="dark-light" alt="{html.escape(alt)}" src="data:image/png;base64,{picture}">\n'
             f"<figcaption>{html.escape(self.describe())} "
             f'<span class="gl-note">{note}</span></figcaption>\n'
             "</figure>\n</div>"

@@ -214,12 +214,10 @@ def _spec(points, labels, classes, image, dims, title):
     low, high = points.amin(dim=0), points.amax(dim=0)
     half = 1.05 * float((high - low).max()) / 2 or 1.0  # one scale: distances are true
     centre = (low + high) / 2
-    medians = {
-        k: points[labels == k].median(dim=0).values for k in labels.unique().tolist()
-    }
-    first = medians[min(medians)]
-    far = max(medians.values(), key=lambda m: float((m - first).norm()))
-    start = points[(points - points.median(dim=0).values).norm(dim=1).argmin()]
+    typical = {k: _typical(points[labels == k]) for k in labels.unique().tolist()}
+    first, *others = typical.values()
+    far = max(others or [first], key=lambda z: float((z - first).norm()))
+    start = list(typical.values())[len(typical) // 2]
     return {
         "title": title,
         "classes": classes,
@@ -233,6 +231,12 @@ def _spec(points, labels, classes, image, dims, title):
         "a": _rounded(first),
         "b": _rounded(far),
     }
+
+
+def _typical(points):
+    """Return the point whose distance from the class's median is the usual one."""
+    distance = (points - points.median(dim=0).values).norm(dim=1)
+    return points[(distance - distance.median()).abs().argmin()]
 
 
 def _rounded(x, decimals=3):

@@ -18,7 +18,7 @@ function offer(place) {
   message.textContent =
     " Start loads what runs the model, once for the whole site (14 MB, less when compressed).";
   note.replaceChildren(message);
-  poster.append(start);
+  poster.querySelector("figcaption").before(start);
   let begun = false;
 
   async function begin() {

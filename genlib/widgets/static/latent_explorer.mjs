@@ -176,7 +176,7 @@ function render({ model, el }) {
       h("div", {}, pad, axes || null, legend),
       h(
         "div",
-        {},
+        { class: "gl-side" },
         picture,
         h("p", { class: "gl-readout" }, zText, nearText),
         sliderBox,
@@ -243,7 +243,7 @@ function render({ model, el }) {
       stroke(context, x, 0, x, box);
       context.globalAlpha = 1;
       context.textAlign = "center";
-      if (x > 24 && x < box - 24) context.fillText(number(value, 0 + (value % 1 !== 0)), x, box - 5);
+      if (x > 30 && x < box - 30) context.fillText(number(value, 0 + (value % 1 !== 0)), x, box - 5);
     }
     for (const value of ticks(ranges[j])) {
       const y = Math.round((1 - toUnit(value, ranges[j])) * box) + 0.5;
@@ -251,7 +251,7 @@ function render({ model, el }) {
       stroke(context, 0, y, box, y);
       context.globalAlpha = 1;
       context.textAlign = "left";
-      if (y > 24 && y < box - 24) context.fillText(number(value, 0 + (value % 1 !== 0)), 5, y - 3);
+      if (y > 30 && y < box - 30) context.fillText(number(value, 0 + (value % 1 !== 0)), 5, y - 3);
     }
     context.font = "italic 13px system-ui, sans-serif";
     context.fillStyle = ink;
@@ -407,7 +407,7 @@ function render({ model, el }) {
     state.z = Float32Array.from(z, (v, d) => clamp(v, ...ranges[d]));
     const near = nearest(points, state.z);
     zText.textContent = size > 4 ? `z has ${size} dimensions` : `z = (${[...state.z].map((v) => number(v)).join(", ")})`;
-    nearText.textContent = `nearest data point: ${classes[labels[near.index]]}, ${number(near.distance)} away`;
+    nearText.textContent = `nearest data point: ${classes[labels[near.index]]}, at ${number(near.distance)}`;
     sliders.forEach(({ input, output }, d) => {
       input.value = state.z[d];
       output.textContent = number(state.z[d]);
