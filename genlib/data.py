@@ -753,9 +753,20 @@ class IndependentPixels(Density):
         return self.shaped(k.T / (self.levels - 1))
 
 
+def cholesky(cov):
+    """Lower L with L L^T = cov; ValueError where cov has no such root."""
+    root, failed = torch.linalg.cholesky_ex(cov)
+    if failed.any():
+        raise ValueError(
+            "a covariance is singular: some values hardly vary, or there are too few "
+            "examples. Dequantize images first, or raise shrinkage or floor"
+        )
+    return root
+
+
 def gaussian_log_prob(x, mean, cov):
     """Log density of each of K Gaussians at x (N, D): (N, K); cov is (K, D, D)."""
-    chol = torch.linalg.cholesky(cov)  # cov = chol chol^T
+    chol = cholesky(cov)  # (K, D, D)
     diff = (x - mean[:, None]).mT  # (K, D, N)
     white = torch.linalg.solve_triangular(chol, diff, upper=False)
     log_det = 2 * chol.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (K,)
@@ -785,7 +796,7 @@ class Gaussian(Density):
 
     def sample(self, n, generator=None):
         noise = torch.randn(n, len(self.mean), generator=generator).double()
-        return self.shaped(self.mean + noise @ torch.linalg.cholesky(self.cov).T)
+        return self.shaped(self.mean + noise @ cholesky(self.cov).T)
 
 
 def kmeans(x, k, generator=None, steps=10):
@@ -858,8 +869,8 @@ class MixtureOfGaussians(Density):
     def sample(self, n, generator=None):
         k = torch.multinomial(self.weight, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.mean.shape[1], 1, generator=generator).double()
-        chol = torch.linalg.cholesky(self.cov)
-        return self.shaped(self.mean[k] + (chol[k] @ noise)[:, :, 0])
+        root = cholesky(self.cov)[k]  # (n, D, D)
+        return self.shaped(self.mean[k] + (root @ noise)[:, :, 0])
 
 
 class KernelDensity(Density):
