@@ -13,16 +13,18 @@ def compare(name, yours, expected, tol=1e-3):
     if yours is None:
         print(f"{name}: replace None by your answer")
         return False
-    if isinstance(expected, bool | str):
-        right = yours == expected
-        print(f"{name}: your value {yours}, expected {expected} -> {_word(right)}")
-        return right
+    is_number = not isinstance(expected, bool | str)
     try:
-        yours = float(yours)
+        right = None if is_number else bool(yours == expected)
+        yours = float(yours) if is_number else yours
     except (TypeError, ValueError, RuntimeError):
         kind = type(yours).__name__
-        print(f"{name}: your value is a {kind}; a single number is expected")
+        wanted = "number" if is_number else f"{type(expected).__name__} value"
+        print(f"{name}: your value is a {kind}; a single {wanted} is expected")
         return False
+    if not is_number:
+        print(f"{name}: your value {yours}, expected {expected} -> {_word(right)}")
+        return right
     expected = float(expected)
     right = math.isclose(yours, expected, rel_tol=tol, abs_tol=tol)
     print(f"{name}: your value {yours:.4g}, expected {expected:.4g} -> {_word(right)}")

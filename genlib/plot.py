@@ -56,6 +56,13 @@ def use_style():
     mpl.rcParams.update(STYLE)
 
 
+def to_numpy(values):
+    """A tensor, from any device and with or without a gradient, or an array."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+    return np.asarray(values)
+
+
 def to_array(images):
     """Turn images into a float array (N, H, W) or (N, H, W, 3) with values in 0..1.
 
@@ -63,9 +70,7 @@ def to_array(images):
     Integer images are taken to be in 0..255. Values outside 0..1 are cut, since a
     model may overshoot a little; anything else than such shapes is a ValueError.
     """
-    if isinstance(images, torch.Tensor):
-        images = images.detach().cpu().numpy()
-    images = np.asarray(images)
+    images = to_numpy(images)
     if images.ndim == 4 and images.shape[1] in (1, 3):
         images = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
     elif images.ndim != 3 and images.shape[3:] != (3,):
@@ -85,6 +90,8 @@ def image_grid(images, cols=None, gap=1, background=1.0):
     """
     images = to_array(images)
     n, h, w = images.shape[:3]
+    if n == 0:
+        raise ValueError("there are no images to lay out")
     cols = cols or math.ceil(math.sqrt(n))
     rows = math.ceil(n / cols)
     shape = (rows * (h + gap) - gap, cols * (w + gap) - gap) + images.shape[3:]
@@ -148,14 +155,22 @@ def curves(series, *names, window=1, ylabel="nats per image", title=None, ax=Non
     return ax
 
 
+def readable_on(colour):
+    """Black or white, whichever has more contrast on the colour (as WCAG 2 has it)."""
+    linear = np.power(mpl.colors.to_rgb(colour), 2.2)
+    return "black" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "white"
+
+
 def latent_map(z, labels, classes, title=None, ax=None):
     """Scatter latent points (N, 2) coloured by class, each class named at its median.
 
     The name, not the colour alone, tells the classes apart.
     """
-    z, labels = np.asarray(z), np.asarray(labels)
+    z, labels = to_numpy(z), to_numpy(labels)
     if z.ndim != 2 or z.shape[1] != 2:
         raise ValueError(f"latent points have shape {z.shape}; a map needs (N, 2)")
+    if len(labels) != len(z):
+        raise ValueError(f"{len(z)} latent points but {len(labels)} labels")
     if ax is None:
         _, ax = plt.subplots(figsize=(5.0, 5.0))
     for k, name in enumerate(classes):
@@ -167,7 +182,7 @@ def latent_map(z, labels, classes, title=None, ax=None):
         ax.annotate(
             name,
             np.median(points, axis=0),
-            color="white",
+            color=readable_on(colour),
             weight="bold",
             ha="center",
             va="center",
