@@ -96,10 +96,16 @@ def test_the_book_lists_every_notebook():
 # --- imports --------------------------------------------------------------------------
 
 
+HEAVY = {"matplotlib", "sklearn", "pooch", "onnx", "onnxruntime", "ipywidgets"}
+LIGHT = {"data", "exercises", "training", "vae"}  # load such things when they use them
+
+
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_module_imports_alone(path):
-    result = python(f"import {module_name(path)}")
+    result = python(f"import {module_name(path)}, sys; print(*sys.modules)")
     assert result.returncode == 0, result.stderr
+    loaded = HEAVY & set(result.stdout.split())
+    assert path.stem not in LIGHT or not loaded, f"loads {loaded} at import"
 
 
 def test_import_genlib_is_free():
@@ -113,18 +119,7 @@ def test_import_genlib_is_free():
     runs = [python(code).stdout.split() for _ in range(5)]
     assert [names for _, *names in runs] == [["genlib"]] * 5
     # The best of several: a busy machine makes single runs slow, never fast.
-    assert min(float(seconds) for seconds, *_ in runs) < 0.1
-
-
-def test_light_modules_stay_light():
-    """Chapters load pictures, data sets and exporters when they use them."""
-    heavy = "{'matplotlib', 'sklearn', 'pooch', 'onnx', 'onnxruntime', 'ipywidgets'}"
-    for module in ("data", "training", "vae"):
-        loaded = python(
-            f"import sys, genlib.{module}; print(*sorted({heavy} & set(sys.modules)))"
-        )
-        assert loaded.returncode == 0, loaded.stderr
-        assert not loaded.stdout.split(), f"genlib.{module} loads {loaded.stdout}"
+    assert min(float(seconds) for seconds, *_ in runs) <= 0.1
 
 
 def star_imports(tree):
