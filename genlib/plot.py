@@ -1,7 +1,7 @@
 """One look for every figure of the book: grids of images, curves, latent maps.
 
 Colours are Paul Tol's "muted" scheme (Tol 2021, "Colour Schemes", technical note
-SRON/EPS/TN/09-002), which stays apart under the common colour-vision deficiencies.
+SRON/EPS/TN/09-002) and ink; they stay apart in colour-blind eyes too.
 """
 
 import io
@@ -22,7 +22,7 @@ PALETTE = (
     "#44aa99",  # teal
     "#999933",  # olive
     "#aa4499",  # purple
-    "#777777",  # grey
+    "#222222",  # ink: a grey would be rose's twin in protanopia
 )
 INK = "#222222"
 
