@@ -34,6 +34,13 @@ FILES = {
             "input/tex/extensions/*.js",  # loaded when a formula first needs one
         ],
     ),
+    "fonts": (
+        "@fontsource-variable/source-serif-4/files",
+        [
+            "source-serif-4-latin-wght-normal.woff2",
+            "source-serif-4-latin-wght-italic.woff2",
+        ],
+    ),
 }
 
 

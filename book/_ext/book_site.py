@@ -1,7 +1,99 @@
-"""Sphinx extension: what the book's pages need beside the theme."""
+"""Sphinx extension: the frame of the book's pages.
+
+The theme finds the pages, their order and their buttons; how a page looks is ours:
+`book/_templates/layout.html`, `site.css` and `site.mjs`. The theme's own styles, scripts
+and icon fonts (2 MB on every page) are left out of pages and site.
+"""
+
+import html
+import re
+import shutil
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.environment.adapters.toctree import TocTree
+
+# What a page may load, by the start of its path under _static; everything else that
+# the theme or an extension registers is dropped.
+WANTED = ("site.", "page/", "widgets/", "vendor/")
+# What the theme copies into the site and no page uses.
+UNUSED = (
+    "design-tabs.js",
+    "images",
+    "locales",
+    "sbt-webpack-macros.html",
+    "scripts",
+    "sphinx-design.min.css",
+    "styles",
+    "vendor/fontawesome",
+    "webpack-macros.html",
+)
+
+
+def wanted(asset):
+    """Whether a page loads this script or style: ours, or the settings of MathJax."""
+    name = str(asset.filename or "").rpartition("_static/")[2]
+    return name.startswith(WANTED) or "MathJax" in asset.attributes.get("body", "")
+
+
+def add_context(app, pagename, templatename, context, doctree):
+    """Give the templates the parts of the book, the page's outline, a description."""
+    context["script_files"] = [s for s in context["script_files"] if wanted(s)]
+    context["css_files"] = [s for s in context["css_files"] if wanted(s)]
+    # the layout has its own
+    viewport = re.compile('<meta name="viewport"[^>]*>')
+    context["metatags"] = viewport.sub("", context["metatags"]).strip()
+    # Otherwise a name that hides the words on the button.
+    context["body"] = context.get("body", "").replace(
+        ' aria-label="Toggle hidden content"', ""
+    )
+    context["parts"] = parts(app)
+    context["outline"] = outline(app, pagename) if doctree else ""
+    if doctree and 'name="description"' not in context["metatags"]:
+        text = html.escape(first_sentences(doctree))
+        context["metatags"] += f'<meta content="{text}" name="description" />'
+
+
+def parts(app):
+    """The table of contents: (caption, [(page, title), ...]) for each part."""
+    site_map, titles = app.config.external_site_map, app.env.titles
+    return [
+        (tree.caption, [(str(p), titles[str(p)].astext()) for p in tree.items])
+        for tree in site_map.root.subtrees
+    ]
+
+
+def outline(app, pagename):
+    """The headings below a page's title, as a nested HTML list; "" if there are none."""
+    toc = TocTree(app.env).get_toc_for(pagename, app.builder)
+    if not toc.children or len(toc[0].children) < 2:
+        return ""
+    return app.builder.render_partial(toc[0][1])["fragment"]
+
+
+def first_sentences(doctree, length=160):
+    """The start of the page's first paragraph, cut between words."""
+    for paragraph in doctree.findall(nodes.paragraph):
+        text = re.sub(r"\s+", " ", paragraph.astext()).strip()
+        if len(text) > 40:
+            cut = text[:length].rpartition(" ")[0]
+            return text if len(text) <= length else f"{cut.rstrip(',;:')} …"
+    return ""
+
+
+def remove_unused(app, error):
+    if error or app.builder.format != "html":
+        return
+    for name in UNUSED:
+        path = Path(app.outdir) / "_static" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def setup(app):
     # Jupyter Book always sets this one, which belongs to an extension left out here.
     app.add_config_value("comments_config", {}, "html")
+    app.add_css_file("site.css")
+    app.add_js_file("site.mjs", type="module")
+    app.connect("html-page-context", add_context, priority=900)
+    app.connect("build-finished", remove_unused)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,110 @@
+// What a page does beside showing its text: colours, contents on a phone, copying code.
+const root = document.documentElement;
+const system = matchMedia("(prefers-color-scheme: dark)");
+const NAMES = { auto: "system", light: "light", dark: "dark" };
+
+function colours(mode) {
+  const dark = mode === "dark" || (mode === "auto" && system.matches);
+  root.dataset.mode = mode;
+  root.dataset.theme = dark ? "dark" : "light";
+  for (const name of document.querySelectorAll(".mode-name")) name.textContent = NAMES[mode];
+  try {
+    localStorage.setItem("mode", mode);
+  } catch {
+    // private windows: the choice lasts as long as the page
+  }
+}
+
+function colourSwitch(button) {
+  const modes = ["auto", "light", "dark"];
+  const now = modes.includes(root.dataset.mode) ? root.dataset.mode : "auto";
+  colours(now);
+  button.addEventListener("click", () =>
+    colours(modes[(modes.indexOf(root.dataset.mode) + 1) % modes.length]),
+  );
+  system.addEventListener("change", () => colours(root.dataset.mode));
+}
+
+function contentsMenu(button) {
+  const show = (open) => {
+    button.setAttribute("aria-expanded", String(open));
+    root.classList.toggle("menu-open", open);
+  };
+  button.addEventListener("click", () => show(!root.classList.contains("menu-open")));
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && root.classList.contains("menu-open")) {
+      show(false);
+      button.focus();
+    }
+  });
+}
+
+function copyButton(block) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "copy";
+  button.textContent = "Copy";
+  button.addEventListener("click", async () => {
+    const text = block.querySelector("pre").textContent.replace(/\n$/, "");
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Not allowed here";
+    }
+    setTimeout(() => (button.textContent = "Copy"), 1600);
+  });
+  block.append(button);
+}
+
+// What scrolls sideways must be reachable by the keyboard.
+function reachable() {
+  for (const box of document.querySelectorAll(
+    "article pre, .pst-scrollable-table-container, div.math, .cell_output .output",
+  )) {
+    if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+}
+
+// The heading that is being read, in the outline.
+function followOutline(outline) {
+  const links = new Map();
+  for (const link of outline.querySelectorAll("a")) {
+    const section = document.getElementById(decodeURIComponent(link.hash.slice(1)));
+    if (section) links.set(section, link);
+  }
+  const top = () => {
+    let current;
+    for (const [section, link] of links) {
+      if (section.getBoundingClientRect().top < 120) current = link;
+    }
+    for (const link of links.values()) {
+      if (link === current) link.setAttribute("aria-current", "location");
+      else link.removeAttribute("aria-current");
+    }
+  };
+  const observer = new IntersectionObserver(top, { threshold: [0, 1] });
+  for (const section of links.keys()) {
+    observer.observe(section.querySelector("h2, h3, h4") ?? section);
+  }
+  const wide = matchMedia("(min-width: 78.5rem)");
+  const fold = () => (outline.querySelector("details").open = wide.matches);
+  wide.addEventListener("change", fold);
+  fold();
+}
+
+const one = (selector, action) => {
+  const element = document.querySelector(selector);
+  if (element) action(element);
+};
+one("button.mode", colourSwitch);
+one("button.menu", contentsMenu);
+one("nav.outline", followOutline);
+one("button.print", (button) => button.addEventListener("click", () => print()));
+document.querySelectorAll("article div.highlight").forEach(copyButton);
+addEventListener("load", reachable);
+addEventListener("resize", reachable);
+addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("article details")) folded.open = true;
+});
