@@ -189,11 +189,15 @@ def _strip(proto):
 
 
 def _compare(module, data, feeds, outputs):
-    with torch.no_grad():
-        expected = module(*feeds.values())
+    batch = len(next(iter(feeds.values())))
+    try:
+        with torch.no_grad():
+            expected = module(*feeds.values())
+        got = run_onnx(data, feeds)
+    except Exception as error:  # of PyTorch or of ONNX Runtime
+        raise ExportError(f"the model fails for a batch of {batch}: {error}") from error
     if isinstance(expected, torch.Tensor):
         expected = [expected]
-    got = run_onnx(data, feeds)
     for name, value in zip(outputs, expected, strict=True):
         value = value.numpy()
         if got[name].shape != value.shape:

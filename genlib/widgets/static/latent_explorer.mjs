@@ -214,8 +214,12 @@ function render({ model, el }) {
     return [toUnit(z[i], ranges[i]) * pixels, (1 - toUnit(z[j], ranges[j])) * pixels];
   }
 
+  const palette = document.createElement("canvas").getContext("2d");
+
   function colour(name) {
-    return getComputedStyle(root).getPropertyValue(name).trim() || "#888888";
+    // A canvas reads every way of writing a colour and answers "#rrggbb"
+    palette.fillStyle = getComputedStyle(root).getPropertyValue(name);
+    return palette.fillStyle;
   }
 
   function drawBackdrop() {

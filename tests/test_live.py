@@ -1,0 +1,201 @@
+"""The export: ONNX Runtime gives PyTorch's numbers, and book/live is up to date."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from genlib.live import ExportError, export_onnx, run_onnx
+from genlib.vae import VAE, ConvDecoder, ImageDecoder, MLPDecoder, MLPEncoder
+
+ROOT = Path(__file__).parents[1]
+LIVE = ROOT / "book" / "live"
+
+
+# How the code of today builds each model whose weights are committed in book/live.
+def digits_decoder():
+    shape = (1, 8, 8)
+    encoder = MLPEncoder(shape, (256, 128), 4, nn.SiLU)
+    return ImageDecoder(VAE(encoder, MLPDecoder(shape, (128, 256), 2, nn.SiLU)))
+
+
+DECODERS = {"vae/digits": digits_decoder}
+
+
+def load_decoder(name):
+    """Build the model `name` from present code, with its committed weights."""
+    model = DECODERS[name]().eval()
+    model.load_state_dict(load_file(LIVE / f"{name}.safetensors"))
+    return model.requires_grad_(False)
+
+
+def random_decoder(kind):
+    torch.manual_seed(1)
+    if kind == "mlp":
+        decoder = MLPDecoder((1, 8, 8), (32,), 2)
+    else:
+        decoder = ConvDecoder((1, 32, 32), 8, 2)
+    return nn.Sequential(decoder, nn.Sigmoid())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_onnx_runtime_gives_pytorchs_numbers(tmp_path, kind):
+    model = random_decoder(kind)
+    path = tmp_path / "deep" / "model.onnx"
+    manifest = export_onnx(model, {"z": torch.randn(4, 2)}, path, ["x"])
+    for batch in (1, 3, 64):
+        z = torch.randn(batch, 2)
+        got = run_onnx(path, {"z": z})["x"]
+        np.testing.assert_allclose(got, model(z).detach().numpy(), atol=1e-6)
+    assert manifest == json.loads(path.with_suffix(".json").read_text())
+    assert manifest["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert manifest["inputs"] == {"z": ["batch", 2]}
+    side = 8 if kind == "mlp" else 32
+    assert manifest["outputs"] == {"x": ["batch", 1, side, side]}
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.json", "model.onnx"]
+
+
+def test_a_function_of_several_inputs_exports(tmp_path):
+    inputs = {"a": torch.randn(2, 3), "k": torch.tensor([0, 2])}
+    path = tmp_path / "f.onnx"
+    export_onnx(lambda a, k: (a.exp(), a.sum(1) + k), inputs, path, ["e", "s"])
+    a, k = torch.randn(5, 3), torch.arange(5)
+    got = run_onnx(path, {"a": a, "k": k})
+    np.testing.assert_allclose(got["e"], a.exp(), rtol=1e-5)
+    np.testing.assert_allclose(got["s"], a.sum(1) + k, rtol=1e-5)
+    with pytest.raises(ValueError, match="'k'"):
+        run_onnx(path, {"a": a})
+
+
+def test_the_export_is_repeatable_and_names_no_machine(tmp_path):
+    model = random_decoder("mlp")
+    for name in ("a", "b"):
+        export_onnx(model, {"z": torch.randn(2, 2)}, tmp_path / f"{name}.onnx", ["x"])
+    data = (tmp_path / "a.onnx").read_bytes()
+    assert data == (tmp_path / "b.onnx").read_bytes()
+    for trace in (b".py", str(ROOT).encode(), b"site-packages"):
+        assert trace not in data
+
+
+def test_the_export_leaves_the_model_as_it_is(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5)).train()
+    export_onnx(model, {"z": torch.randn(2, 2)}, tmp_path / "m.onnx", ["x"])
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    z = torch.randn(3, 2)
+    got = run_onnx(tmp_path / "m.onnx", {"z": z})["x"]
+    np.testing.assert_allclose(got, model.eval()(z).detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function, inputs, words",
+    [
+        (lambda z: torch.linalg.eigh(z[:, None] * z[:, :, None])[0], None, "eigh"),
+        (lambda z: torch.special.bessel_j0(z), None, "bessel_j0"),
+        (lambda z: z if z.sum() > 0 else -z, None, "test_live.py, line"),
+        (lambda z: z + torch.zeros(2, 2), None, "batch of 3"),
+        (lambda z: z, {"z": torch.zeros(2, 2, dtype=torch.float64)}, "float64"),
+        (lambda z: z, {"z": torch.tensor(1.0)}, "batch"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(tmp_path, function, inputs, words):
+    path = tmp_path / "m.onnx"
+    with pytest.raises(ExportError, match=words):
+        export_onnx(function, inputs or {"z": torch.randn(2, 2)}, path, ["x"])
+    assert not list(tmp_path.iterdir()), "nothing is half written"
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_the_missing_extra_is_named(tmp_path, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=rf"{missing}.*genlib\[export\]"):
+        export_onnx(nn.Linear(2, 2), {"z": torch.zeros(1, 2)}, tmp_path / "m", ["x"])
+
+
+def test_the_extra_is_imported_when_it_is_used():
+    code = "import sys, genlib.live; print([m for m in sys.modules if 'onnx' in m])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert [m for m in eval(out.stdout) if m.startswith("onnx")] == []
+
+
+# --- What is committed is what the code of today exports ---------------------------
+
+
+def check_live(name, model, folder, live=LIVE):
+    """Export `model` anew and compare it with the files of `name` in book/live."""
+    import onnx
+
+    committed = live / f"{name}.onnx"
+    manifest = json.loads(committed.with_suffix(".json").read_text())
+    digest = hashlib.sha256(committed.read_bytes()).hexdigest()
+    assert manifest["sha256"] == digest, f"{name}.json belongs to another {name}.onnx"
+    assert manifest["onnx"] == committed.name
+
+    size = manifest["inputs"]["z"][1]
+    spec = manifest["spec"]
+    assert len(spec["ranges"]) == size and len(spec["points"]) == len(spec["labels"])
+    z = torch.tensor(spec["points"][:50])
+    path = folder / "again.onnx"
+    again = export_onnx(model, {"z": z}, path, list(manifest["outputs"]))
+    assert {k: again[k] for k in ("inputs", "outputs")} == {
+        k: manifest[k] for k in ("inputs", "outputs")
+    }
+    old, new = onnx.load(committed), onnx.load(path)
+    if old.producer_version == new.producer_version:  # other exporters name otherwise
+        assert [n.SerializeToString() for n in old.graph.node] == [
+            n.SerializeToString() for n in new.graph.node
+        ], f"{name}: another graph; run `make notebooks`"
+        weights = [
+            {x.name: onnx.numpy_helper.to_array(x) for x in m.graph.initializer}
+            for m in (old, new)
+        ]
+        assert weights[0].keys() == weights[1].keys()
+        for key, value in weights[0].items():
+            np.testing.assert_array_equal(value, weights[1][key], err_msg=key)
+    for key, value in run_onnx(committed, {"z": z}).items():
+        np.testing.assert_allclose(
+            value, run_onnx(path, {"z": z})[key], atol=1e-6, err_msg=f"{name}: {key}"
+        )
+
+
+def live_names():
+    return sorted(
+        p.relative_to(LIVE).with_suffix("").as_posix() for p in LIVE.rglob("*.onnx")
+    )
+
+
+def test_each_live_model_has_its_files_and_its_code():
+    suffixes = {".onnx", ".json", ".safetensors"}
+    files = {p.relative_to(LIVE).as_posix() for p in LIVE.rglob("*") if p.is_file()}
+    assert files == {f"{name}{suffix}" for name in DECODERS for suffix in suffixes}
+
+
+@pytest.mark.parametrize("name", live_names())
+def test_what_is_committed_is_what_the_code_exports(name, tmp_path):
+    check_live(name, load_decoder(name), tmp_path)
+
+
+def test_drift_is_caught(tmp_path):
+    live = tmp_path / "live"
+    model = random_decoder("mlp")
+    spec = {"ranges": [[-1, 1]] * 2, "points": [[0.1, 0.2]] * 50, "labels": [0] * 50}
+    files = live / "m.onnx"
+    export_onnx(model, {"z": torch.randn(2, 2)}, files, ["x"], {"spec": spec})
+    check_live("m", model, tmp_path, live)
+
+    other = nn.Sequential(model[0], nn.Tanh())  # the code has changed
+    with pytest.raises(AssertionError, match="another graph"):
+        check_live("m", other, tmp_path, live)
+    with torch.no_grad():  # the weights have changed
+        next(model.parameters())[0, 0] += 1e-3
+    with pytest.raises(AssertionError):
+        check_live("m", model, tmp_path, live)
+    files.write_bytes(files.read_bytes() + b"\0")  # the file has changed
+    with pytest.raises(AssertionError, match="belongs to another"):
+        check_live("m", model, tmp_path, live)
