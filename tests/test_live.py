@@ -13,7 +13,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from genlib.live import ExportError, export_onnx, run_onnx
-from genlib.vae import VAE, ConvDecoder, ImageDecoder, MLPDecoder, MLPEncoder
+from genlib.vae import (
+    VAE,
+    ConvDecoder,
+    ConvEncoder,
+    ImageDecoder,
+    MLPDecoder,
+    MLPEncoder,
+)
 
 ROOT = Path(__file__).parents[1]
 LIVE = ROOT / "book" / "live"
@@ -26,7 +33,13 @@ def digits_decoder():
     return ImageDecoder(VAE(encoder, MLPDecoder(shape, (128, 256), 2, nn.SiLU)))
 
 
-DECODERS = {"vae/digits": digits_decoder}
+def glyphs_decoder():
+    return ImageDecoder(
+        VAE(ConvEncoder((1, 32, 32), 16, 32), ConvDecoder((1, 32, 32), 16, 16))
+    )
+
+
+DECODERS = {"vae/digits": digits_decoder, "vae/glyphs": glyphs_decoder}
 
 
 def load_decoder(name):
