@@ -18,22 +18,6 @@ from torch import nn
 from genlib.training import warmup_linear
 
 
-class Autoencoder(nn.Module):
-    """Squeeze an image through a few numbers and draw it again; no probability yet.
-
-    Built from an encoder (B, C, H, W) -> (B, Z) and a decoder (B, Z) -> logits
-    (B, C, H, W).
-    """
-
-    def __init__(self, encoder, decoder):
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-
-    def forward(self, x):
-        """Images (B, C, H, W) -> logits of the reconstruction, same shape."""
-        return self.decoder(self.encoder(x))
-
-
 class MLP(nn.Sequential):
     """Linear layers of the given sizes with an activation between them."""
 
@@ -159,7 +143,13 @@ class VAE(nn.Module):
 
     def encode(self, x):
         """Images (B, C, H, W) -> mu and logvar of q(z|x), each (B, Z)."""
-        mu, logvar = self.encoder(x).chunk(2, dim=1)
+        numbers = self.encoder(x)
+        if numbers.shape[1] % 2:
+            raise ValueError(
+                f"the encoder gives {numbers.shape[1]} numbers an image; mu and logvar "
+                "need twice the latent size, an even number"
+            )
+        mu, logvar = numbers.chunk(2, dim=1)
         return mu, logvar
 
     def decode(self, z):
@@ -260,11 +250,15 @@ def iwae_bound(vae, x, k, chunk=10):
 
 
 def check_images(x, shape):
-    """ValueError unless x is (B, *shape) with values in 0..1."""
+    """ValueError unless x is (B, *shape), floats with values in 0..1."""
     if x.shape[1:] != tuple(shape):
         raise ValueError(
             f"images have shape {tuple(x.shape)}; this model was built for "
             f"(B, {', '.join(map(str, shape))})"
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"images are {x.dtype}; expected floats in 0..1, as Images.x() gives"
         )
     # On a GPU the look would make it wait for the numbers.
     if x.device.type == "cpu" and len(x) and not (x.min() >= 0 and x.max() <= 1):
@@ -297,9 +291,8 @@ class ImageDecoder(nn.Module):
 class LinearGaussian:
     r"""A VAE that can be solved on paper: $x = W z + b$ plus noise, $z \sim N(0, I)$.
 
-    Probabilistic PCA (Tipping and Bishop 1999). Everything a VAE bounds or learns has
-    a closed form here: the marginal likelihood and the true posterior. `weight` is
-    (D, Z), `bias` (D,), `sigma` a number; x is (B, D).
+    Probabilistic PCA (Tipping and Bishop 1999). `weight` is (D, Z), `bias` (D,),
+    `sigma` the noise's standard deviation; x is (B, D).
     """
 
     def __init__(self, weight, bias, sigma):
@@ -307,25 +300,21 @@ class LinearGaussian:
 
     def log_marginal(self, x):
         r"""$\log p(x) = \log N(x; b, W W^T + \sigma^2 I)$: (B,)."""
-        noise = self.sigma**2 * torch.eye(len(self.bias), dtype=x.dtype)
-        covariance = self.weight @ self.weight.T + noise
+        covariance = self.weight @ self.weight.T
+        covariance = covariance + self.sigma**2 * torch.eye(len(covariance))
         normal = torch.distributions.MultivariateNormal(self.bias, covariance)
         return normal.log_prob(x)
 
     def posterior(self, x):
-        r"""The exact p(z|x): means (B, Z) and one covariance (Z, Z)."""
-        size = self.weight.shape[1]
-        precision = torch.eye(size, dtype=x.dtype)
-        precision = precision + self.weight.T @ self.weight / self.sigma**2
-        covariance = precision.inverse()
-        mean = (x - self.bias) @ self.weight @ covariance / self.sigma**2
-        return mean, covariance
+        """The exact p(z|x): means (B, Z) and their common covariance (Z, Z)."""
+        precision = self.weight.T @ self.weight / self.sigma**2
+        covariance = (torch.eye(len(precision)) + precision).inverse()
+        return (x - self.bias) @ self.weight @ covariance / self.sigma**2, covariance
 
     def elbo(self, x, mu, logvar):
-        r"""The bound with q(z|x) = N(mu, exp(logvar)), expectations exact: (B,)."""
-        squares = self.weight.square().sum(0)  # (Z,): how z's variance reaches x
+        """The bound with q(z|x) = N(mu, exp(logvar)), expectations exact: (B,)."""
         error = (x - self.bias - mu @ self.weight.T).square().sum(1)
-        spread = (logvar.exp() * squares).sum(1)
+        spread = logvar.exp() @ self.weight.square().sum(0)  # z's variance, seen in x
         log_norm = len(self.bias) * math.log(2 * math.pi * self.sigma**2)
         recon = -0.5 * ((error + spread) / self.sigma**2 + log_norm)
         return recon - gaussian_kl(mu, logvar).sum(1)
@@ -366,9 +355,12 @@ class AutoregressiveVAE(VAE):
     @torch.no_grad()
     def sample(self, count, generator=None):
         """Draw images pixel by pixel, each from its distribution given those before."""
-        z = torch.randn(count, self.decoder.latent, generator=generator)
-        x = torch.zeros(count, *self.decoder.shape)
+        device = next(self.parameters()).device
+        z = torch.randn(count, self.decoder.latent, generator=generator).to(device)
+        x = torch.zeros(count, *self.decoder.shape, device=device)
+        points = torch.full((count,), float(self.n))
         for i in range(math.prod(self.decoder.shape)):
-            p = self.decoder(z, x).flatten(1)[:, i].sigmoid()
-            x.flatten(1)[:, i] = torch.bernoulli(p, generator=generator)
+            p = self.decoder(z, x).flatten(1)[:, i].sigmoid().cpu()
+            k = torch.binomial(points, p, generator=generator)
+            x.flatten(1)[:, i] = (k / self.n).to(device)
         return x
