@@ -134,9 +134,9 @@ def fit(step, batches, max_steps, *, checkpoint=None, progress=True):
         next(islice(batches, history.steps, history.steps), None)  # skip what was seen
         checkpoint.restore()
     pending = []
-    # Set only if asked for: an explicit value would override TQDM_DISABLE.
-    quiet = {} if progress else {"disable": True}
-    with tqdm(total=max_steps, initial=history.steps, **quiet) as bar:
+    # tqdm's notebook bar does not look at TQDM_DISABLE by itself.
+    quiet = not progress or os.environ.get("TQDM_DISABLE", "0") != "0"
+    with tqdm(total=max_steps, initial=history.steps, disable=quiet) as bar:
         for number in range(history.steps + 1, max_steps + 1):
             try:
                 batch = next(batches)
