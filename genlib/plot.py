@@ -119,7 +119,7 @@ def show_images(images, cols=None, title=None, row_labels=None, width=6.0, ax=No
     ax.spines[:].set_visible(False)
     if row_labels is not None:
         step = images.shape[1] + 1
-        centres = [i * step + images.shape[1] / 2 for i in range(len(row_labels))]
+        centres = [i * step + (images.shape[1] - 1) / 2 for i in range(len(row_labels))]
         ax.set_yticks(centres, row_labels)
         ax.tick_params(length=0)
     if title:

@@ -153,7 +153,7 @@ def test_show_images_draws_the_grid_sharp_and_on_the_full_scale():
     assert ax.get_title(loc="left") == "Six"
     assert [t.get_text() for t in ax.get_yticklabels()] == ["first", "second"]
     # a label stands at the middle of its row: rows 0-2 and 4-6, a gap between
-    assert ax.get_yticks() == pytest.approx([1, 5], abs=0.51)
+    assert ax.get_yticks().tolist() == [1, 5]
     assert len(ax.get_xticks()) == 0
 
 
