@@ -691,18 +691,17 @@ def dequantize(x, levels, generator=None):
 
 def quantize(y, levels):
     """The grey value 0..1 in whose interval y lies; values outside 0..1 are cut."""
-    return (y * levels).floor().clamp(0, levels - 1) / (levels - 1)
+    return (y * levels).floor().clamp(0, levels - 1).float() / (levels - 1)
 
 
 class Dequantized:
     r"""A continuous density p(y) made a model of images with grey levels.
 
-    With y = (k + u) / levels and u uniform noise, Jensen's inequality gives (Theis,
-    van den Oord & Bethge 2016, section 3.1)
+    With y = (k + u) / levels and u uniform noise (Theis et al. 2016, section 3.1)
 
-        log P(k) >= E_u[log p(y)] - D log(levels)   nats per image,
+        log P(k) >= E_u[log p(y)] - D log(levels)   nats per image.
 
-    so `log_prob`, the mean over `draws` of u, is comparable with a discrete model.
+    `log_prob` is the right side, estimated by `draws` of u.
     """
 
     def __init__(self, density, levels, draws=4, seed=0):
@@ -805,6 +804,8 @@ def kmeans(x, k, generator=None, steps=10):
     Each next seed is drawn with probability proportional to the squared distance from
     the nearest seed so far (Arthur & Vassilvitskii 2007).
     """
+    if not 1 <= k <= len(x):
+        raise ValueError(f"{k} clusters or components for {len(x)} examples")
     first = torch.randint(len(x), (1,), generator=generator)
     centres = x[first]
     for _ in range(k - 1):
@@ -823,9 +824,7 @@ def kmeans(x, k, generator=None, steps=10):
 class MixtureOfGaussians(Density):
     r"""p(x) = \sum_k w_k N(x; mean_k, cov_k), fitted by EM (Dempster et al. 1977).
 
-    Every covariance gets `floor` times the variance of all data added to its diagonal,
-    so that no component can shrink onto a single image. `history` holds the mean log
-    density (nats) after each step.
+    `floor` times the variance of all data is added to each covariance's diagonal.
     """
 
     def __init__(self, n_components, floor=0.1, steps=30, seed=0):
@@ -834,43 +833,33 @@ class MixtureOfGaussians(Density):
 
     def fit(self, x):
         x = self.rows(x, fit=True)
-        if not 1 <= self.n_components <= len(x):
-            raise ValueError(f"{self.n_components} components for {len(x)} examples")
-        generator = torch.Generator().manual_seed(self.seed)
-        labels = kmeans(x, self.n_components, generator)
+        labels = kmeans(x, self.n_components, torch.Generator().manual_seed(self.seed))
         r = F.one_hot(labels, self.n_components).double()  # responsibilities (N, K)
         self.history = []
         for _ in range(self.steps):
             self.m_step(x, r)
             joint = self.joint(x)
             r = joint.softmax(1)  # E step: p(k | x)
-            self.history.append(joint.logsumexp(1).mean().item())
+            self.history.append(joint.logsumexp(1).mean().item())  # nats
         return self
 
     def m_step(self, x, r):
         count = r.sum(0) + 1e-9  # (K,)
-        self.weight = count / count.sum()
-        self.mean = r.T @ x / count[:, None]
+        self.weight, self.mean = count / count.sum(), r.T @ x / count[:, None]
         diff = x - self.mean[:, None]  # (K, N, D)
         cov = (r.T[:, :, None] * diff).mT @ diff / count[:, None, None]
         self.cov = cov + self.floor * x.var(0, correction=0).diag()
 
-    def joint(self, x):
-        """log p(x, k), (N, K)."""
+    def joint(self, x):  # log p(x, k), (N, K)
         return self.weight.log() + gaussian_log_prob(x, self.mean, self.cov)
 
     def log_prob(self, x):
         return self.joint(self.rows(x)).logsumexp(1)
 
-    def responsibilities(self, x):
-        """p(k | x), (N, K): which component made each x."""
-        return self.joint(self.rows(x)).softmax(1)
-
     def sample(self, n, generator=None):
         k = torch.multinomial(self.weight, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.mean.shape[1], 1, generator=generator).double()
-        root = cholesky(self.cov)[k]  # (n, D, D)
-        return self.shaped(self.mean[k] + (root @ noise)[:, :, 0])
+        return self.shaped(self.mean[k] + (cholesky(self.cov)[k] @ noise)[:, :, 0])
 
 
 class KernelDensity(Density):

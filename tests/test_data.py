@@ -433,7 +433,7 @@ def test_mixture_is_that_of_scikit_learn_step_by_step():
     close(model.mean, torch.from_numpy(reference.means_))
     close(model.cov, torch.from_numpy(reference.covariances_))
     close(model.log_prob(x), torch.from_numpy(reference.score_samples(x.numpy())))
-    close(model.responsibilities(x), reference.predict_proba(x.numpy()))
+    close(model.joint(x).softmax(1), reference.predict_proba(x.numpy()))
 
 
 def test_em_never_goes_down_without_a_floor():
@@ -535,7 +535,7 @@ def test_pixels_that_never_vary_have_no_density(model):
 
 
 def test_too_many_components():
-    with pytest.raises(ValueError, match="30 components for 20 examples"):
+    with pytest.raises(ValueError, match="30 clusters or components for 20 examples"):
         MixtureOfGaussians(30).fit(torch.zeros(20, 2))
 
 
