@@ -8,10 +8,15 @@ and icon fonts (2 MB on every page) are left out of pages and site.
 import html
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from docutils import nodes
 from sphinx.environment.adapters.toctree import TocTree
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # the builder starts elsewhere
+from tools.repository import COLAB, links  # noqa: E402
 
 # What a page may load, by the start of its path under _static; everything else that
 # the theme or an extension registers is dropped.
@@ -42,16 +47,32 @@ def add_context(app, pagename, templatename, context, doctree):
     context["css_files"] = [s for s in context["css_files"] if wanted(s)]
     # the layout has its own
     viewport = re.compile('<meta name="viewport"[^>]*>')
-    context["metatags"] = viewport.sub("", context["metatags"]).strip()
+    context["metatags"] = viewport.sub("", context.get("metatags", "")).strip()
     # Otherwise a name that hides the words on the button.
     context["body"] = context.get("body", "").replace(
         ' aria-label="Toggle hidden content"', ""
     )
+    context["repository"] = url = app.config.html_context["repository"]
+    notebook = pagename.startswith("notebooks/")
+    context["places"] = links(url, f"{pagename}.ipynb") if notebook else []
     context["parts"] = parts(app)
     context["outline"] = outline(app, pagename) if doctree else ""
     if doctree and 'name="description"' not in context["metatags"]:
         text = html.escape(first_sentences(doctree))
         context["metatags"] += f'<meta content="{text}" name="description" />'
+
+
+def keep_repository(app, config):
+    """Take the address away from the theme, which fails on hosts unknown to it."""
+    url = config.html_theme_options.pop("repository_url", "")
+    config.html_context["repository"] = url
+
+
+def remove_colab_link(app, doctree):
+    """The notebook's own link to Colab is for readers elsewhere; the page has one."""
+    for link in list(doctree.findall(nodes.reference)):
+        if link.get("refuri", "").startswith(COLAB) and len(link.parent) == 1:
+            link.parent.parent.remove(link.parent)
 
 
 def parts(app):
@@ -94,6 +115,8 @@ def setup(app):
     app.add_config_value("comments_config", {}, "html")
     app.add_css_file("site.css")
     app.add_js_file("site.mjs", type="module")
+    app.connect("config-inited", keep_repository, priority=100)
+    app.connect("doctree-read", remove_colab_link)
     app.connect("html-page-context", add_context, priority=900)
     app.connect("build-finished", remove_unused)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
