@@ -145,9 +145,13 @@ class LatentExplorer(PageWidget):
         )
 
     def poster(self):
-        import matplotlib.pyplot as plt
+        # Not through pyplot: a first pyplot figure inside rc_context would leave a
+        # notebook's inline figures switched off.
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
 
-        spec, n = self.spec, 12
+        spec = self.spec
+        n = 12 if self._decode(torch.tensor([spec["start"]])).shape[-1] <= 16 else 7
         i, j = spec["dims"]
         (x0, x1), (y0, y1) = spec["ranges"][i], spec["ranges"][j]
         z = torch.tensor(spec["start"]).repeat(n * n, 1)
@@ -156,8 +160,9 @@ class LatentExplorer(PageWidget):
         rows, cols = torch.linspace(y1, y0, n), torch.linspace(x0, x1, n)
         z[:, j], z[:, i] = rows.repeat_interleave(n), cols.repeat(n)
         points = torch.tensor(spec["points"])[:, [i, j]]
-        with plt.rc_context(plot.STYLE):
-            fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.6))
+        with mpl.rc_context(plot.STYLE):
+            fig = Figure(figsize=(7.2, 3.6))
+            left, right = fig.subplots(1, 2)
             plot.latent_map(points, spec["labels"], spec["classes"], ax=left)
             left.set(xlim=(x0, x1), ylim=(y0, y1))
             left.set(xlabel=f"$z_{{{i + 1}}}$", ylabel=f"$z_{{{j + 1}}}$")
@@ -166,7 +171,6 @@ class LatentExplorer(PageWidget):
             right.set(xlabel=f"$z_{{{i + 1}}}$")
             right.grid(False)
             png = _small_png(fig)
-            plt.close(fig)
         names = ", ".join(spec["classes"])
         return png, (
             f"Two panels over the same latent plane. Left: {len(points)} data points, "
@@ -250,7 +254,7 @@ def _small_png(fig):
     from PIL import Image
 
     file = io.BytesIO()
-    fig.savefig(file, dpi=200, metadata={"Software": None})
+    fig.savefig(file, dpi=140, metadata={"Software": None})
     image = Image.open(file).convert("RGB").quantize(256, kmeans=1, dither=0)
     small = io.BytesIO()
     image.save(small, "PNG", optimize=True)
