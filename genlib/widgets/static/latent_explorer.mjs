@@ -38,9 +38,9 @@ export function nearest(points, z) {
 export const toUnit = (value, [low, high]) => (value - low) / (high - low);
 export const fromUnit = (t, [low, high]) => low + t * (high - low);
 
-// Round steps for an axis: at most seven ticks within the range
+// Round steps for an axis: at most eight ticks within the range
 export function ticks([low, high]) {
-  const raw = (high - low) / 6;
+  const raw = (high - low) / 7;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
   const out = [];
@@ -277,13 +277,15 @@ function render({ model, el }) {
     });
     context.globalAlpha = 1;
 
-    // Each class named at its median: colour is not the only sign
+    // Each class named at its median: colour is not the only sign. Many names would
+    // hide one another; then the legend shows one class at a time
+    const few = classes.length <= 12;
     context.font = "bold 12px system-ui, sans-serif";
     context.textAlign = "center";
     context.textBaseline = "middle";
     classes.forEach((name, k) => {
       const own = points.filter((_, n) => labels[n] === k);
-      if (!own.length || (state.only !== null && state.only !== k)) return;
+      if (!own.length || (state.only === null ? !few : state.only !== k)) return;
       const middle = state.z.map((_, d) => median(own.map((point) => point[d])));
       const [x, y] = place(middle);
       const width = Math.max(18, context.measureText(name).width + 9);
