@@ -59,11 +59,11 @@ def links(url, path):
     return found
 
 
-# --- one function for each kind of place: (text, address) -> text ----------------------
+# --- one function for each place: (text, address) -> text -----------------------------
 
 
 def config(text, url):
-    return one(r'(?m)^(repository:\n(?: *#.*\n)*  url: ).*$', rf'\g<1>"{url}"', text)
+    return one(r"(?m)^(repository:\n(?: *#.*\n)*  url: ).*$", rf'\g<1>"{url}"', text)
 
 
 def citation(text, url):

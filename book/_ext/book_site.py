@@ -1,7 +1,7 @@
 """Sphinx extension: the frame of the book's pages.
 
 The theme finds the pages, their order and their buttons; how a page looks is ours:
-`book/_templates/layout.html`, `site.css` and `site.mjs`. The theme's own styles, scripts
+`book/_templates/layout.html`, `site.css`, `site.mjs`. The theme's styles, scripts
 and icon fonts (2 MB on every page) are left out of pages and site.
 """
 
@@ -85,7 +85,7 @@ def parts(app):
 
 
 def outline(app, pagename):
-    """The headings below a page's title, as a nested HTML list; "" if there are none."""
+    """The headings below a page's title, as a nested HTML list, or ""."""
     toc = TocTree(app.env).get_toc_for(pagename, app.builder)
     if not toc.children or len(toc[0].children) < 2:
         return ""
