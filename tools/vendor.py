@@ -97,6 +97,10 @@ def copy():
                 to = partial / target / file.relative_to(source)
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, to)
+        depth = 2 if folder.startswith("@") else 1
+        package = MODULES.joinpath(*Path(folder).parts[:depth])
+        for licence in package.glob("LICENSE*"):
+            shutil.copyfile(licence, partial / target / licence.name)
     shutil.rmtree(VENDOR, ignore_errors=True)
     partial.rename(VENDOR)
 
