@@ -1,0 +1,68 @@
+# Everything that can be done with the book. `make help` lists it.
+
+PYTHON ?= python3
+PORT ?= 8000
+PY := .venv/bin/python
+# Real data sets, where they lie beside the checkout; downloads go to the user's cache.
+GENLIB_DATA ?= $(abspath $(wildcard ../shared/data))
+ifneq ($(GENLIB_DATA),)
+export GENLIB_DATA
+endif
+# One thread a process: tests and notebooks run side by side.
+export OMP_NUM_THREADS ?= 1
+# Tools of the venv first, and node for the page's files after the machine's own.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve book lab notebooks sync check test bench repository clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+install: .venv/.installed ## create .venv and install everything into it
+
+.venv/.installed: requirements.txt pyproject.toml tools/install.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit( \
+	  "the book needs Python 3.11 or later; $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv .venv
+	$(PY) tools/install.py
+	@touch $@
+
+serve: book ## build the book and serve it on 127.0.0.1 (PORT=8000)
+	$(PY) tools/serve.py --port $(PORT)
+
+book: install ## build the site into _build/html from the stored outputs
+	$(PY) tools/vendor.py
+	$(PY) -m jupyter_book build . -W -n --keep-going --quiet
+
+lab: install ## open JupyterLab on the notebooks
+	$(PY) -m jupyterlab notebooks
+
+notebooks: install ## re-execute notebooks that changed and store them (N=03_vae, ALL=1)
+	$(PY) -m tools.notebooks $(if $(ALL),--all) $(N)
+
+sync: install ## write the library's code into the notebooks that show it
+	$(PY) -m tools.sync
+
+check: install ## format, lint, sync, layout: seconds
+	$(PY) -m ruff format --check --quiet . $(NOTEBOOKS)
+	$(PY) -m ruff check --quiet . $(NOTEBOOKS)
+	$(PY) -m tools.sync --check
+	$(PY) -m pytest -q tests/test_layout.py -k "not module"
+
+test: check book ## everything: units, notebooks, the book in a browser
+	$(PY) -m pytest notebooks tests --nbval --nbval-current-env \
+	  --nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 300 \
+	  -n 2 --dist loadscope --durations 10
+
+bench: install ## measure genlib beside its peers (minutes; needs MNIST)
+	$(PY) -m bench.vae
+
+repository: install ## set the repository's address everywhere: URL=https://host/owner/name
+	$(PY) tools/repository.py "$(URL)"
+
+clean: ## remove what was built; .venv stays
+	rm -rf _build node_modules book/_static/vendor .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
