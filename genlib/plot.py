@@ -109,7 +109,9 @@ def show_images(images, cols=None, title=None, row_labels=None, width=6.0, ax=No
     """
     images = to_array(images)
     cols = cols or math.ceil(math.sqrt(len(images)))
-    grid = image_grid(images, cols)
+    sharp = max(1, 32 // images.shape[1])  # small pixels for a thin gap
+    images = images.repeat(sharp, axis=1).repeat(sharp, axis=2)
+    grid = image_grid(images, cols, gap=2)
     if ax is None:
         height = width * grid.shape[0] / grid.shape[1] + (0.3 if title else 0)
         _, ax = plt.subplots(figsize=(width, height))
@@ -118,7 +120,7 @@ def show_images(images, cols=None, title=None, row_labels=None, width=6.0, ax=No
     ax.grid(False)
     ax.spines[:].set_visible(False)
     if row_labels is not None:
-        step = images.shape[1] + 1
+        step = images.shape[1] + 2
         centres = [i * step + (images.shape[1] - 1) / 2 for i in range(len(row_labels))]
         ax.set_yticks(centres, row_labels)
         ax.tick_params(length=0)

@@ -146,14 +146,15 @@ def test_show_images_draws_the_grid_sharp_and_on_the_full_scale():
     images = torch.rand(6, 1, 3, 4) / 2  # dim images must stay dim
     plot.use_style()
     ax = plot.show_images(images, cols=3, title="Six", row_labels=["first", "second"])
-    np.testing.assert_allclose(drawn(ax), plot.image_grid(images, 3))
+    large = images.repeat_interleave(10, 2).repeat_interleave(10, 3)  # 32 // 3 = 10
+    np.testing.assert_allclose(drawn(ax), plot.image_grid(large, 3, gap=2))
     (image,) = ax.images
     assert image.get_clim() == (0, 1)
     assert image.get_interpolation() == "nearest" and image.get_cmap().name == "gray"
     assert ax.get_title(loc="left") == "Six"
     assert [t.get_text() for t in ax.get_yticklabels()] == ["first", "second"]
-    # a label stands at the middle of its row: rows 0-2 and 4-6, a gap between
-    assert ax.get_yticks().tolist() == [1, 5]
+    # a label stands at the middle of its row: rows 0-29 and 32-61, a gap between
+    assert ax.get_yticks().tolist() == [14.5, 46.5]
     assert len(ax.get_xticks()) == 0
 
 
@@ -161,7 +162,7 @@ def test_show_images_draws_where_it_is_told_and_takes_colour():
     images = torch.rand(2, 3, 4, 4)
     _, ax = plt.subplots()
     assert plot.show_images(images, ax=ax) is ax
-    assert drawn(ax).shape == (4, 9, 3)
+    assert drawn(ax).shape == (32, 66, 3)
     assert plot.show_images(images, width=3.0).figure.get_figwidth() == 3.0
 
 
