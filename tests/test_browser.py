@@ -169,6 +169,18 @@ def test_nothing_is_loaded_before_start_nor_without_a_widget(visit, site, pages,
         assert ("page/mount.mjs" in text) == ("data-widget=" in text), path
 
 
+def test_a_page_costs_little(site, pages):
+    for path in pages:
+        text = (site / path).read_text(encoding="utf-8")
+        names = re.findall(r'data-live="([\w/-]+)"', text)
+        files = [
+            site / "live" / f"{n}.{kind}" for n in names for kind in ("onnx", "json")
+        ]
+        size = sum(file.stat().st_size for file in files)
+        assert size <= 1_000_000, f"{path}: {size:,} bytes of models"
+    assert not list(site.rglob("*.safetensors")), "weights are for the checks only"
+
+
 def test_a_drag_decodes_what_pytorch_decodes(visit, site, alive, record_property):
     page = visit(alive[0])
     start(page)

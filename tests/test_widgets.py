@@ -129,6 +129,7 @@ def test_without_live_the_page_gets_a_picture_only():
     widget = make(z=3)
     text = widget._repr_mimebundle_()[0]["text/html"]
     assert "data-live" not in text and "data:image/png" in text
+    assert "running notebook" in text and "make serve" not in text
     assert repr(widget) == "LatentExplorer(3 latent dimensions, 30 points)"
 
 

@@ -112,16 +112,18 @@ class PageWidget(anywidget.AnyWidget):
     def _html(self):
         """Return what a page without a kernel holds: a poster and one sentence."""
         png, alt = self.poster()
-        picture = base64.b64encode(png).decode()
         live = f' data-live="{html.escape(self.live)}"' if self.live else ""
-        note = (
-            "A still picture: it comes alive in a browser with JavaScript, on a served "
-            "page (<code>make serve</code>) or in the running notebook."
-        )
+        note = "A still picture: it comes alive in the running notebook."
+        if self.live:
+            note = (
+                "A still picture: it comes alive in a browser with JavaScript, on a "
+                "served page (<code>make serve</code>) or in the running notebook."
+            )
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         return (
             f'<div class="gl-live" data-widget="{self.module}"{live}>\n'
             '<figure class="gl-poster">\n'
-            f'<img class="dark-light" alt="{html.escape(alt)}" src="data:image/png;base64,{picture}">\n'
+            f'<img class="dark-light" alt="{html.escape(alt)}" src="{source}">\n'
             f"<figcaption>{html.escape(self.describe())} "
             f'<span class="gl-note">{note}</span></figcaption>\n'
             "</figure>\n</div>"
