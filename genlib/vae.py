@@ -63,9 +63,9 @@ class ConvEncoder(nn.Module):
         self.shape = c, h, w = tuple(shape)
         self.net = nn.Sequential(
             nn.Conv2d(c, channels, 4, stride=2, padding=1),  # (B, channels, H/2, W/2)
-            nn.ReLU(),
+            nn.SiLU(),
             nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1),
-            nn.ReLU(),
+            nn.SiLU(),
             nn.Flatten(),  # (B, 2 * channels * H/4 * W/4)
             nn.Linear(2 * channels * (h // 4) * (w // 4), outputs),
         )
@@ -85,9 +85,9 @@ class ConvDecoder(nn.Module):
         self.net = nn.Sequential(
             nn.Linear(latent, 2 * channels * (h // 4) * (w // 4)),
             nn.Unflatten(1, (2 * channels, h // 4, w // 4)),
-            nn.ReLU(),
+            nn.SiLU(),
             nn.ConvTranspose2d(2 * channels, channels, 4, stride=2, padding=1),
-            nn.ReLU(),
+            nn.SiLU(),
             nn.ConvTranspose2d(channels, c, 4, stride=2, padding=1),
         )
 
