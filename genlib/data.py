@@ -705,8 +705,7 @@ class Dequantized:
     """
 
     def __init__(self, density, levels, draws=4, seed=0):
-        self.density, self.levels = density, levels
-        self.draws, self.seed = draws, seed
+        self.density, self.levels, self.draws, self.seed = density, levels, draws, seed
 
     def fit(self, x):
         generator = torch.Generator().manual_seed(self.seed)
@@ -827,7 +826,7 @@ class MixtureOfGaussians(Density):
     `floor` times the variance of all data is added to each covariance's diagonal.
     """
 
-    def __init__(self, n_components, floor=0.1, steps=30, seed=0):
+    def __init__(self, n_components, floor=0.1, steps=10, seed=0):
         self.n_components, self.floor = n_components, floor
         self.steps, self.seed = steps, seed
 
