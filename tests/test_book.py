@@ -333,6 +333,9 @@ def outputs_are_shown(book):
                 widgets += html.count("data-widget=")
                 images += "image/png" in data and not html
                 texts += output["output_type"] == "stream"
+            drawn = any("image/png" in o.get("data", {}) for o in cell["outputs"])
+            if cell["metadata"].get("mystnb", {}).get("image") and not drawn:
+                wrong.append(f"{page}: no picture stored: {cell['source'][-1]!r}")
         if images + texts == 0:
             wrong.append(f"{page}: the notebook has no outputs")
         live = soup.select(".cell_output [data-widget]")

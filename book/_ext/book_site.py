@@ -33,6 +33,11 @@ UNUSED = (
     "vendor/fontawesome",
     "webpack-macros.html",
 )
+# Names that hide the words on a button, and roles that have gone out of use.
+MISLEADING = re.compile(
+    ' aria-label="Toggle hidden content"| role="doc-biblioentry"'
+    '|(?<=<div) role="list"(?= class="citation-list">)'
+)
 
 
 def wanted(asset):
@@ -48,10 +53,7 @@ def add_context(app, pagename, templatename, context, doctree):
     # the layout has its own
     viewport = re.compile('<meta name="viewport"[^>]*>')
     context["metatags"] = viewport.sub("", context.get("metatags", "")).strip()
-    # Otherwise a name that hides the words on the button.
-    context["body"] = context.get("body", "").replace(
-        ' aria-label="Toggle hidden content"', ""
-    )
+    context["body"] = MISLEADING.sub("", context.get("body", ""))
     context["repository"] = url = app.config.html_context["repository"]
     notebook = pagename.startswith("notebooks/")
     context["places"] = links(url, f"{pagename}.ipynb") if notebook else []

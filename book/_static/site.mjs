@@ -57,10 +57,15 @@ function copyButton(block) {
   block.append(button);
 }
 
-// What scrolls sideways must be reachable by the keyboard.
+// What is too wide scrolls in its own box, and is then reachable by the keyboard.
 function reachable() {
+  const room = document.querySelector("article").clientWidth;
+  for (const formula of document.querySelectorAll("span.math")) {
+    formula.classList.remove("wide");
+    formula.classList.toggle("wide", formula.getBoundingClientRect().width > room);
+  }
   for (const box of document.querySelectorAll(
-    "article pre, .pst-scrollable-table-container, div.math, .cell_output .output",
+    "article pre, .pst-scrollable-table-container, .math, .cell_output .output",
   )) {
     if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
@@ -103,7 +108,10 @@ one("button.menu", contentsMenu);
 one("nav.outline", followOutline);
 one("button.print", (button) => button.addEventListener("click", () => print()));
 document.querySelectorAll("article div.highlight").forEach(copyButton);
-addEventListener("load", reachable);
+addEventListener("load", () => {
+  reachable();
+  globalThis.MathJax?.startup?.promise?.then(reachable);
+});
 addEventListener("resize", reachable);
 addEventListener("beforeprint", () => {
   for (const folded of document.querySelectorAll("article details")) folded.open = true;
