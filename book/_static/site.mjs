@@ -29,6 +29,8 @@ function contentsMenu(button) {
   const show = (open) => {
     button.setAttribute("aria-expanded", String(open));
     root.classList.toggle("menu-open", open);
+    const header = document.querySelector("header.top").offsetHeight;
+    root.style.setProperty("--header", `${header}px`);
   };
   button.addEventListener("click", () => show(!root.classList.contains("menu-open")));
   document.addEventListener("keydown", (event) => {
