@@ -35,7 +35,7 @@ serve: book ## build the book and serve it on 127.0.0.1 (PORT=8000)
 
 book: install ## build the site into _build/html from the stored outputs
 	$(PY) tools/vendor.py
-	$(PY) -m jupyter_book build . -W -n --keep-going --quiet
+	.venv/bin/jupyter-book build . -W -n --keep-going --quiet
 
 lab: install ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks
