@@ -736,8 +736,9 @@ class IndependentPixels(Density):
 
     def fit(self, x):
         k = to_levels(self.rows(x, fit=True), self.levels)  # (N, D)
-        counts = F.one_hot(k, self.levels).sum(0) + self.smoothing  # (D, levels)
-        self.log_p = (counts / counts.sum(1, keepdim=True)).double().log()
+        counts = torch.full((k.shape[1], self.levels), self.smoothing).double()
+        counts.scatter_add_(1, k.T, torch.ones_like(k.T).double())  # (D, levels)
+        self.log_p = (counts / counts.sum(1, keepdim=True)).log()
         return self
 
     def log_prob(self, x):
