@@ -70,6 +70,15 @@ def keep_repository(app, config):
     config.html_context["repository"] = url
 
 
+def note_changes(app, env, docnames):
+    env.book_changed = bool(docnames)
+
+
+def write_all(app, env):
+    """After any change write every page: a new source renumbers the others' anchors."""
+    return sorted(env.all_docs) if env.book_changed else []
+
+
 def remove_colab_link(app, doctree):
     """The notebook's own link to Colab is for readers elsewhere; the page has one."""
     for link in list(doctree.findall(nodes.reference)):
@@ -118,6 +127,8 @@ def setup(app):
     app.add_css_file("site.css")
     app.add_js_file("site.mjs", type="module")
     app.connect("config-inited", keep_repository, priority=100)
+    app.connect("env-before-read-docs", note_changes)
+    app.connect("env-updated", write_all)
     app.connect("doctree-read", remove_colab_link)
     app.connect("html-page-context", add_context, priority=900)
     app.connect("build-finished", remove_unused)
