@@ -87,10 +87,15 @@ def visit(browser, served):
 @pytest.fixture(scope="module")
 def pages(site):
     """All pages of the site, as paths from its root."""
-    found = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html"))
-    pages = [p for p in found if not p.startswith(("_static/", "_sources/"))]
-    assert "index.html" in pages
-    return pages
+    found = {p.relative_to(site).as_posix(): p for p in sorted(site.rglob("*.html"))}
+    assert "index.html" in found
+    return [
+        name
+        for name, file in found.items()
+        if not name.startswith("_")
+        # a forwarding page shows nothing
+        and 'http-equiv="Refresh"' not in file.read_text(encoding="utf-8")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +328,40 @@ def test_with_reduced_motion_the_walk_is_a_step(visit, alive):
     page.wait_for_timeout(700)
     seen = {tuple(frame["z"]) for frame in frames(page)[1:]}
     assert len(seen) == 2, "one press, one picture"
+
+
+def test_closing_a_view_leaves_nothing_behind(visit, alive, served):
+    page = visit(alive[0])
+    script = """async ([module, manifest]) => {
+      const { default: widget } = await import(module);
+      const { spec } = await (await fetch(manifest)).json();
+      const size = spec.image.reduce((a, b) => a * b);
+      let [asked, closed] = [0, 0];
+      const run = async ({ z: { shape } }) => {
+        asked += 1;
+        return { x: { data: new Float32Array(shape[0] * size), shape } };
+      };
+      const engine = { run, close: () => (closed += 1) };
+      const el = document.createElement("div");
+      document.body.append(el);
+      const stop = widget.render({ model: { engine, get: () => spec }, el });
+      await new Promise((done) => setTimeout(done, 100));
+      const buttons = [...el.querySelectorAll("button")];
+      buttons.find((b) => b.textContent.startsWith("Walk")).click();
+      await new Promise((done) => setTimeout(done, 200));
+      const before = asked;
+      stop();
+      document.documentElement.dataset.theme = "dark";
+      await new Promise((done) => setTimeout(done, 700));
+      return { before, after: asked, closed, left: el.childElementCount };
+    }"""
+    files = [
+        f"{served}_static/widgets/latent_explorer.mjs",
+        f"{served}live/{alive[1]}.json",
+    ]
+    found = page.evaluate(script, files)
+    assert found.pop("before") == found.pop("after") > 2
+    assert found == {"closed": 1, "left": 0}
 
 
 POSTER = "a poster and a sentence that says why"

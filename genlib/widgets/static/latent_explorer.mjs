@@ -413,7 +413,7 @@ function render({ model, el }) {
     state.z = Float32Array.from(z, (v, d) => clamp(v, ...ranges[d]));
     const near = nearest(points, state.z);
     zText.textContent = size > 4 ? `z has ${size} dimensions` : `z = (${[...state.z].map((v) => number(v)).join(", ")})`;
-    nearText.textContent = `nearest data point: ${classes[labels[near.index]]}, at ${number(near.distance)}`;
+    nearText.textContent = `nearest data point: ${classes[labels[near.index]]}, ${number(near.distance)} away`;
     sliders.forEach(({ input, output }, d) => {
       input.value = state.z[d];
       output.textContent = number(state.z[d]);
