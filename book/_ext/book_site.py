@@ -33,6 +33,7 @@ UNUSED = (
     "vendor/fontawesome",
     "webpack-macros.html",
 )
+FRAME = ("_ext", "_static", "_templates")  # what every page follows from, in book/
 # Names that hide the words on a button, and roles that have gone out of use.
 MISLEADING = re.compile(
     ' aria-label="Toggle hidden content"| role="doc-biblioentry"'
@@ -75,8 +76,16 @@ def note_changes(app, env, docnames):
 
 
 def write_all(app, env):
-    """After any change write every page: a new source renumbers the others' anchors."""
-    return sorted(env.all_docs) if env.book_changed else []
+    """Write every page after any change.
+
+    A new source renumbers the anchors of others, and Sphinx alone overlooks that a
+    style or a template is newer than the site.
+    """
+    site = Path(app.outdir) / "searchindex.js"
+    built = site.stat().st_mtime if site.exists() else 0
+    files = [f for name in FRAME for f in (ROOT / "book" / name).rglob("*")]
+    newer = any(f.stat().st_mtime > built for f in files if f.is_file())
+    return sorted(env.all_docs) if env.book_changed or newer else []
 
 
 def remove_colab_link(app, doctree):
