@@ -106,6 +106,10 @@ def heads_are_complete(book):
             wrong.append(f"{page}: description {texts}")
         if soup.html.get("lang") != "en-GB" or not soup.select_one("main#main-content"):
             wrong.append(f"{page}: language or main region")
+    for page in CHAPTERS:  # what other pages refer to: {ref}`vae`
+        stem = page.partition("_")[2]
+        if not book.pages[page].find(id=stem):
+            wrong.append(f"{page}: no label ({stem})= above its title")
     return wrong
 
 
@@ -407,6 +411,7 @@ FAULTS = [  # (check, page, what to replace there, by what)
     ),
     (heads_are_complete, CHAPTER, "<h1>", "<h1>One more</h1><h1>"),
     (heads_are_complete, CHAPTER, 'name="description"', 'name="descr"'),
+    (heads_are_complete, CHAPTER, 'id="vae"', 'id="other"'),
     (
         nothing_comes_from_elsewhere,
         CHAPTER,
