@@ -105,7 +105,7 @@ class Tags(HTMLParser):
 
 
 def test_the_stored_form_is_stable_and_complete():
-    widget = make(live="vae/test", title="Five < six")
+    widget = make(live="vae/test", title="Five <b> six")
     bundle, _ = widget._repr_mimebundle_()
     assert repr(widget) == "LatentExplorer(vae/test: 2 latent dimensions, 30 points)"
     assert bundle["text/plain"] == repr(widget)
@@ -119,7 +119,7 @@ def test_the_stored_form_is_stable_and_complete():
     assert kind == "data:image/png;base64"
     assert base64.b64decode(data).startswith(b"\x89PNG") and len(data) < 120_000
     assert "30 data points" in tags.found["img"]["alt"]
-    assert "Five < six" in tags.text and "make serve" in tags.text
+    assert "Five <b> six" in tags.text and "make serve" in tags.text
     rest = text.replace(data, "")
     assert not re.search(r"https?:|0x[0-9a-f]{6}|/home|/tmp|model_id|[A-Z]:\\", rest)
     assert not re.search(r"\d\.\d", rest), "trained numbers belong in book/live"
