@@ -189,6 +189,8 @@ def test_glyphs_come_from_their_seed_and_splits_differ():
     a, b = glyphs("test"), glyphs("test")
     assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
     assert not torch.equal(a.images, glyphs("test", seed=1).images)
+    same_size = glyphs("train", n=50), glyphs("test", n=50)
+    assert not torch.equal(same_size[0].images, same_size[1].images)
     train = glyphs()
     assert train.shape == (1, 32, 32) and len(train) == 6912
     seen = {image.numpy().tobytes() for image in train.images}
