@@ -169,8 +169,8 @@ def shrink_png(png):
 
     image = Image.open(io.BytesIO(png))
     image.load()
-    if image.mode == "P":
-        return png  # has been here before
+    if not image.info:
+        return png  # has been here before: matplotlib names itself and the dpi
     if image.mode == "RGBA" and image.getextrema()[3] == (255, 255):
         image = image.convert("RGB")
     choices = [image]
