@@ -67,7 +67,7 @@ function reachable() {
     formula.classList.toggle("wide", formula.getBoundingClientRect().width > room);
   }
   for (const box of document.querySelectorAll(
-    "article pre, .pst-scrollable-table-container, .math, .cell_output .output",
+    "article pre, .pst-scrollable-table-container, .math, .cell_output, .cell_output .output",
   )) {
     if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
