@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from genlib import live as export
-from genlib import plot
 from genlib.widgets.base import PageWidget, join_module, live_folder, read_styles
 
 MAX_POINTS = 2000  # what the map draws; more only overlap
@@ -150,6 +149,8 @@ class LatentExplorer(PageWidget):
         import matplotlib as mpl
         from matplotlib.figure import Figure
 
+        from genlib import plot
+
         spec = self.spec
         n = 12 if self._decode(torch.tensor([spec["start"]])).shape[-1] <= 16 else 7
         i, j = spec["dims"]
@@ -215,6 +216,8 @@ def _check(points, labels, classes, dims):
 
 def _spec(points, labels, classes, image, dims, title):
     """Return all that the module draws, as plain JSON."""
+    from genlib.plot import PALETTE  # brings matplotlib
+
     low, high = points.amin(dim=0), points.amax(dim=0)
     half = 1.05 * float((high - low).max()) / 2 or 1.0  # one scale: distances are true
     centre = (low + high) / 2
@@ -225,7 +228,7 @@ def _spec(points, labels, classes, image, dims, title):
     return {
         "title": title,
         "classes": classes,
-        "colours": [plot.PALETTE[k % len(plot.PALETTE)] for k in range(len(classes))],
+        "colours": [PALETTE[k % len(PALETTE)] for k in range(len(classes))],
         "points": _rounded(points),
         "labels": labels.tolist(),
         "ranges": _rounded(torch.stack([centre - half, centre + half], dim=1), 2),
