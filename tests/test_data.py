@@ -445,7 +445,9 @@ def test_em_never_goes_down_without_a_floor():
 
 
 def test_mixture_finds_the_ring():
-    model = MixtureOfGaussians(8, floor=0.0, steps=30, seed=1).fit(toy2d("ring", 2000, seeded()))
+    model = MixtureOfGaussians(8, floor=0.0, steps=30, seed=1).fit(
+        toy2d("ring", 2000, seeded())
+    )
     fresh = toy2d("ring", 2000, seeded(1))
     assert (toy2d_log_prob("ring", fresh) - model.log_prob(fresh)).mean().abs() < 0.05
     drawn = model.sample(2000, seeded(2))
