@@ -4,16 +4,21 @@ const sessions = new Map();
 let count = 0;
 
 async function start(vendor, progress) {
-  const ort = await import(`${vendor}ort.wasm.min.mjs`);
+  const ort = await import(`${vendor}ort.wasm.min.mjs`).catch(() => missing("ort.wasm.min.mjs"));
   ort.env.wasm.numThreads = 1; // more would need headers that plain hosting lacks
   ort.env.wasm.wasmPaths = { mjs: `${vendor}ort-wasm-simd-threaded.mjs` };
   ort.env.wasm.wasmBinary = await read(`${vendor}ort-wasm-simd-threaded.wasm`, progress);
   return ort;
 }
 
+function missing(name) {
+  throw new Error(`${name} could not be loaded`);
+}
+
 async function read(url, progress) {
-  const answer = await fetch(url);
-  if (!answer.ok) throw new Error(`${url.split("/").pop()}: ${answer.status}`);
+  const name = url.split("/").pop();
+  const answer = await fetch(url).catch(() => missing(name));
+  if (!answer.ok) missing(name);
   const parts = [];
   let bytes = 0;
   for (const reader = answer.body.getReader(); ; ) {
