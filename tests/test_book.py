@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import test_browser
 import yaml
 from bs4 import BeautifulSoup
 
@@ -481,3 +482,77 @@ def test_a_picture_too_small_or_too_heavy_is_seen(book, tmp_path):
     soup = BeautifulSoup('<article><img src="a.png"></article>', "html.parser")
     faulty.pages = {"page": soup}
     assert "40 x 40" in pictures_have_a_size_to_read(faulty)[0]
+
+
+# --- the frame in a browser -----------------------------------------------------------
+
+browser, visit = test_browser.browser, test_browser.visit  # its fixtures
+PHONE = {"width": 390, "height": 844}
+
+
+def test_colours_follow_the_switch_and_stay(visit):
+    page = visit("book/notation.html", color_scheme="dark")
+    theme = "document.documentElement.dataset.theme"
+    assert page.evaluate(theme) == "dark"  # the system's
+    seen = []
+    for _ in range(3):
+        page.click("button.mode")
+        seen.append((page.inner_text(".mode-name"), page.evaluate(theme)))
+    assert seen == [("light", "light"), ("dark", "dark"), ("system", "dark")]
+    page.click("button.mode")
+    page.reload()
+    assert page.evaluate(theme) == "light"
+    assert page.get_attribute("html", "data-mode") == "light"
+
+
+def test_the_contents_open_over_a_scrolled_page_on_a_phone(visit):
+    page = visit(f"{CHAPTER}.html", viewport=PHONE)
+    page.evaluate("scrollTo(0, 4000)")
+    link = page.locator("nav.contents a", has_text="Glossary")
+    assert not link.is_visible()
+    page.click("button.menu")
+    assert page.get_attribute("button.menu", "aria-expanded") == "true"
+    box = link.bounding_box()
+    assert 0 < box["y"] < PHONE["height"] - box["height"]
+    page.keyboard.press("Escape")
+    assert not link.is_visible()
+    assert page.evaluate("document.activeElement.className").startswith("menu")
+
+
+def test_code_is_copied_as_it_stands(visit):
+    page = visit(f"{CHAPTER}.html")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    block = page.locator(".cell_input .highlight", has_text="def reparameterize").first
+    block.hover()
+    block.locator("button.copy").click()
+    page.wait_for_function("navigator.clipboard.readText().then(t => t.length > 0)")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    cells = ["".join(c["source"]) for c in notebook(CHAPTER)["cells"]]
+    assert copied in cells
+
+
+def test_the_outline_follows_the_reader(visit):
+    page = visit("book/notation.html")
+    page.locator("section#units").scroll_into_view_if_needed()
+    page.evaluate("document.getElementById('units').scrollIntoView()")
+    page.wait_for_selector('nav.outline a[aria-current][href="#units"]')
+
+
+def test_the_search_finds_a_page(visit):
+    page = visit("search.html?q=posterior+collapse")
+    page.wait_for_selector("#search-results li a")
+    found = page.locator("#search-results li a").all_inner_texts()
+    assert any("Glossary" in name for name in found)
+    assert page.input_value("form.search input") == "posterior collapse"
+
+
+def test_what_is_too_wide_can_be_scrolled_by_the_keyboard(visit):
+    page = visit("book/notation.html", viewport=PHONE)
+    page.evaluate("MathJax.startup.promise")
+    stuck = page.evaluate(
+        """() => [...document.querySelectorAll("article *")].filter((box) =>
+             /auto|scroll/.test(getComputedStyle(box).overflowX) &&
+             box.scrollWidth > box.clientWidth + 1 && box.tabIndex < 0
+           ).map((box) => box.className)"""
+    )
+    assert stuck == []
