@@ -189,7 +189,7 @@ def free_network(mean):
     return VAE(encoder, MLPDecoder(mean.shape, [256], 20, nn.SiLU))
 
 
-# Steps and rates found by trying some thirty settings on one seed.
+# Steps and rates found by some 55 trials on seed 0, judged by the bound itself.
 CONTENDERS = {
     "same": {"network": same_network, "max_steps": 1020, "lr": 1e-2},
     "free": {"network": free_network, "max_steps": 820, "lr": 1.8e-2},

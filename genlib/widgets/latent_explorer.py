@@ -257,7 +257,7 @@ def _small_png(fig):
     from PIL import Image
 
     file = io.BytesIO()
-    fig.savefig(file, dpi=140, metadata={"Software": None})
+    fig.savefig(file, dpi=110, metadata={"Software": None})
     image = Image.open(file).convert("RGB").quantize(256, kmeans=1, dither=0)
     small = io.BytesIO()
     image.save(small, "PNG", optimize=True)
