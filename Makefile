@@ -61,7 +61,7 @@ bench: install ## measure genlib beside its peers (minutes; needs MNIST)
 	$(PY) -m bench.vae
 
 repository: install ## set the repository's address everywhere: URL=https://host/owner/name
-	$(PY) tools/repository.py "$(URL)"
+	$(PY) -m tools.repository "$(URL)"
 
 clean: ## remove what was built; .venv stays
 	rm -rf _build node_modules book/_static/vendor .pytest_cache .ruff_cache

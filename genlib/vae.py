@@ -232,20 +232,22 @@ def evaluate(vae, x, batch_size=1000):
 
 
 @torch.no_grad()
-def iwae_bound(vae, x, k, chunk=10):
+def iwae_bound(vae, x, k):
     r"""Importance-weighted bound on $\log p(x)$ with k samples of z, nats: (B,).
 
     $\log \frac1k \sum_i p(x \mid z_i) p(z_i) / q(z_i \mid x)$; k = 1 is the ELBO, and
     the bound rises to $\log p(x)$ with k (Burda et al. 2016, section 3).
     """
     check_images(x, vae.encoder.shape)
+    if k < 1:
+        raise ValueError(f"k is {k}; the bound needs at least one sample")
     mu, logvar = vae.encode(x)  # (B, Z)
     log_w = []
-    for start in range(0, k, chunk):
-        eps = torch.randn(min(chunk, k - start), *mu.shape, device=x.device)
-        for z, e in zip(reparameterize(mu, logvar, eps), eps, strict=True):  # (B, Z)
-            log_ratio = 0.5 * (e.square() - z.square() + logvar).sum(1)  # log p(z)/q(z)
-            log_w.append(vae.log_likelihood(x, z) + log_ratio)
+    for _ in range(k):
+        eps = torch.randn_like(mu)
+        z = reparameterize(mu, logvar, eps)
+        log_ratio = 0.5 * (eps.square() - z.square() + logvar).sum(1)  # log p(z)/q(z|x)
+        log_w.append(vae.log_likelihood(x, z) + log_ratio)
     return torch.stack(log_w).logsumexp(0) - math.log(k)
 
 
