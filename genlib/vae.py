@@ -351,6 +351,12 @@ class AutoregressiveDecoder(nn.Module):
 class AutoregressiveVAE(VAE):
     """A VAE whose decoder sees the true earlier pixels while it is trained."""
 
+    def decode(self, z):
+        raise TypeError(
+            "this decoder has no image for z alone, it draws pixel by pixel; use "
+            "sample(count), or log_likelihood(x, z)"
+        )
+
     def log_likelihood(self, x, z):
         return log_likelihood(x, self.decoder(z, x), self.n)
 

@@ -833,3 +833,14 @@ def test_the_seed_decides_the_run():
     first, again, other = (list(train(s, 30).parameters()) for s in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_an_autoregressive_decoder_has_no_image_for_z_alone():
+    decoder = AutoregressiveDecoder((1, 2, 2), hidden=2, latent=3)
+    vae = AutoregressiveVAE(MLPEncoder((1, 2, 2), (4,), 6), decoder)
+    for call in (
+        lambda: vae.decode(torch.zeros(1, 3)),
+        lambda: vae.reconstruct(torch.zeros(1, 1, 2, 2)),
+    ):
+        with pytest.raises(TypeError, match="draws pixel by pixel; use sample"):
+            call()
