@@ -5,6 +5,7 @@ metrics; `fit` repeats it, shows progress, keeps a `History`, stops at the first
 number that is not finite, and can save and resume to the same numbers.
 """
 
+import copy
 import json
 import math
 import os
@@ -126,7 +127,7 @@ def fit(step, batches, max_steps, *, checkpoint=None, progress=True):
     and, started again, goes on where the last save left it, to the same numbers.
 
     Raises NonFiniteError, naming metric and step, when a metric is not finite, and
-    ValueError when the batches end too soon.
+    ValueError when the batches end too soon, TypeError for a step that returns no dict.
     """
     batches, history = iter(batches), History()
     if checkpoint is not None and checkpoint.path.exists():
@@ -146,6 +147,11 @@ def fit(step, batches, max_steps, *, checkpoint=None, progress=True):
                     "an endless iterator, as genlib.data.batches gives, or fewer steps"
                 ) from None
             metrics = step(batch)
+            if not isinstance(metrics, dict):
+                raise TypeError(
+                    f"the step returned a {type(metrics).__name__}; return a dict of "
+                    'its metrics, such as {"loss": loss}'
+                )
             pending.append({k: torch.as_tensor(v).detach() for k, v in metrics.items()})
             save = checkpoint is not None and number % checkpoint.every == 0
             # Reading a number makes a GPU wait for it, so read several at once.
@@ -192,6 +198,11 @@ class Checkpoint:
             raise ValueError(
                 "a checkpoint needs what to save: Checkpoint(path, vae=vae)"
             )
+        if "random" in objects:
+            raise ValueError(
+                "torch's random state is saved under the name 'random'; give your "
+                "object another one"
+            )
         if every < 1:
             raise ValueError(f"every is {every}; it is a number of steps, at least 1")
 
@@ -206,11 +217,21 @@ class Checkpoint:
 
     def history(self):
         """The history in the file, without touching any object."""
-        return History(json.loads(read_safetensors(self.path)[1]["history"]))
+        return History(json.loads(self.read()[1]["history"]))
+
+    def read(self):
+        """Tensors and metadata of the file; ValueError if it holds no run."""
+        tensors, meta = read_safetensors(self.path)
+        if not {"state", "history"} <= meta.keys():
+            raise ValueError(
+                f"{self.path} holds no run that could go on, weights perhaps. Give "
+                "another path, or delete the file"
+            )
+        return tensors, meta
 
     def restore(self):
         """Put the saved state into the objects; all of them fit, or none is touched."""
-        tensors, meta = read_safetensors(self.path)
+        tensors, meta = self.read()
         state = unpack(json.loads(meta["state"]), tensors)
         saved_random = state.pop("random")
         if state.keys() != self.objects.keys():
@@ -221,8 +242,14 @@ class Checkpoint:
         for name, thing in self.objects.items():
             if isinstance(thing, nn.Module):
                 check_fits(thing, state[name], f"{name!r} in {self.path}")
-        for name, thing in self.objects.items():
-            set_state(thing, state[name])
+        before = copy.deepcopy({k: get_state(v) for k, v in self.objects.items()})
+        try:
+            for name, thing in self.objects.items():
+                set_state(thing, state[name])
+        except Exception as error:
+            for name, thing in self.objects.items():
+                set_state(thing, before[name])
+            raise ValueError(f"{self.path} does not fit this run: {error}") from error
         set_random_state(saved_random)
 
 
@@ -308,7 +335,10 @@ def save_weights(module, path, **meta):
     """Save a module's weights as safetensors, with `meta` (texts) in its header."""
     meta = {"class": type(module).__name__} | {k: str(v) for k, v in meta.items()}
     write_safetensors(
-        {k: v.detach().cpu().clone() for k, v in module.state_dict().items()},
+        {
+            k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for k, v in module.state_dict().items()
+        },
         Path(path),
         meta,
     )

@@ -217,6 +217,43 @@ def test_checkpoint_of_another_run_changes_nothing(tmp_path):
     assert torch.equal(model.weight, before)
     with pytest.raises(ValueError, match="needs what to save"):
         Checkpoint(path)
+    with pytest.raises(ValueError, match="under the name 'random'"):
+        Checkpoint(path, random=torch.Generator())
+
+
+def test_a_checkpoint_that_fits_in_part_changes_nothing(tmp_path):
+    path = tmp_path / "run.safetensors"
+    model = nn.Linear(3, 2)
+    run = {"m": model, "o": torch.optim.Adam(model.parameters())}
+    Checkpoint(path, **run).save(History())
+    other = nn.Linear(3, 2)
+    before = other.weight.clone()
+    optimizer = torch.optim.Adam([other.weight])  # one parameter of the two
+    with pytest.raises(ValueError, match="run.safetensors does not fit this run"):
+        Checkpoint(path, m=other, o=optimizer).restore()
+    assert torch.equal(other.weight, before)
+
+
+def test_weights_are_no_checkpoint(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    model = nn.Linear(3, 2)
+    save_weights(model, path)
+    with pytest.raises(ValueError, match="weights.safetensors holds no run"):
+        fit(lambda b: {"a": b}, [1.0], 1, checkpoint=Checkpoint(path, m=model))
+
+
+def test_weights_in_another_memory_format_are_saved(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    other = nn.Conv2d(3, 4, 3)
+    save_weights(model, path)
+    load_weights(other, path)
+    assert torch.equal(other.weight, model.weight)
+
+
+def test_a_step_must_return_its_metrics():
+    with pytest.raises(TypeError, match="the step returned a NoneType; return a dict"):
+        fit(lambda b: None, [1.0], 1, progress=False)
 
 
 def test_seeds_devices_profiles(monkeypatch):
