@@ -73,8 +73,8 @@ class Images:
 
     def __getitem__(self, index):
         """The images of an index, slice, mask or list of indices, as `Images`."""
-        if isinstance(index, int):
-            index = [index]
+        if isinstance(index, int) or getattr(index, "ndim", None) == 0:
+            index = [int(index)]
         return replace(
             self,
             images=self.images[index],
@@ -456,7 +456,7 @@ def _allowed(name, value):
     choices = GLYPH_FACTORS[name]
     if value is None:
         value = UPPER + DIGITS if name == "character" else choices
-    if isinstance(value, str) and name != "character":
+    if isinstance(value, str) and name != "character" or not hasattr(value, "__iter__"):
         value = (value,)
     for one in value:
         _one_of(name, one, choices)
@@ -467,12 +467,14 @@ def _allowed(name, value):
 
 def _range(name, value):
     """(low, high) of a continuous factor, from a number, a pair or None."""
-    low, high = (
-        GLYPH_RANGES[name]
-        if value is None
-        else ((value, value) if isinstance(value, int | float) else value)
-    )
-    if not -math.inf < low <= high < math.inf or (name == "size" and low < 4):
+    if value is None:
+        value = GLYPH_RANGES[name]
+    try:
+        low, high = (value, value) if isinstance(value, int | float) else value
+        fits = -math.inf < low <= high < math.inf and (name != "size" or low >= 4)
+    except (TypeError, ValueError):  # no pair, or not of numbers
+        fits = False
+    if not fits:
         raise ValueError(
             f"{name} is {value!r}; give a number or a pair (low, high)"
             + (", at least 4 pixels" if name == "size" else ", in degrees")
@@ -669,7 +671,7 @@ class Density:
 def to_levels(x, levels):
     """Grey values 0..1 as integers 0..levels-1; ValueError if they are not such."""
     k = x * (levels - 1)
-    if x.min() < 0 or x.max() > 1:
+    if not (x.min() >= 0 and x.max() <= 1):  # also catches NaN
         low, high = x.min().item(), x.max().item()
         raise ValueError(
             f"x holds values {low:g}..{high:g}; images are 0..1 here: take Images.x(), "

@@ -64,7 +64,8 @@ def few(n=10):
 def test_images_can_be_chosen_by_anything_that_indexes():
     data = few()
     assert len(data) == 10 and data.shape == (1, 2, 2)
-    for index in (3, slice(3, 4), torch.tensor([3]), data.labels == 3, [3]):
+    three = torch.tensor(3)
+    for index in (3, three, slice(3, 4), three[None], data.labels == 3, [3]):
         one = data[index]
         assert one.labels.tolist() == [3] and one.factors["tenfold"].tolist() == [30]
         assert one.images.flatten().tolist() == [12, 13, 14, 15]
@@ -279,6 +280,9 @@ def test_render_draws_a_set_again_from_its_factors():
         ({"size": 2}, "size is 2; give a number"),
         ({"size": (20, 10)}, r"size is \(20, 10\)"),
         ({"angle": math.nan}, "angle is nan"),
+        ({"angle": "steep"}, "angle is 'steep'; give a number"),
+        ({"size": ()}, r"size is \(\); give a number"),
+        ({"character": 3}, "unknown character 3; choose from: A"),
         ({"n": 0}, "n is 0"),
     ],
 )
@@ -332,6 +336,7 @@ def test_grey_levels_survive_dequantization():
     [
         (digits().images.float(), 17, r"values 0..16; images are 0..1 here"),
         (torch.tensor([[-0.5]]), 17, "values -0.5..-0.5"),
+        (torch.tensor([[0.5, math.nan]]), 17, "nan|NaN"),
         (digits().x(), 256, "between 256 even grey levels"),
         (torch.tensor([[0.123]]), 17, "between 17 even grey levels"),
     ],
