@@ -198,7 +198,8 @@ GOOD = {
 def test_good_arguments_are_accepted():
     LatentExplorer(**GOOD)
     flat = GOOD | {"decoder": lambda z: z.sigmoid()}
-    assert LatentExplorer(**flat, image_shape=(1, 2, 1)).spec["image"] == [1, 2, 1]
+    for shape in (1, 2, 1), [1, 2, 1]:
+        assert LatentExplorer(**flat, image_shape=shape).spec["image"] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(

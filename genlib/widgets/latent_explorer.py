@@ -55,7 +55,8 @@ class LatentExplorer(PageWidget):
     ):
         points = torch.as_tensor(points).detach()
         self._device = _device(decoder, points)
-        self._decoder, self._image_shape = decoder, image_shape
+        self._decoder = decoder
+        self._image_shape = None if image_shape is None else tuple(image_shape)
         points = points.float().cpu()
         labels = torch.as_tensor(labels).cpu().long()
         classes = [str(name) for name in classes]
