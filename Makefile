@@ -10,7 +10,7 @@ export GENLIB_DATA
 endif
 # One thread a process: tests and notebooks run side by side.
 export OMP_NUM_THREADS ?= 1
-# Tools of the venv first, and node for the page's files after the machine's own.
+# Tools of the venv first, node and npm for the page's files among them.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
