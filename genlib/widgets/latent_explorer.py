@@ -54,7 +54,7 @@ class LatentExplorer(PageWidget):
         dims=(0, 1),
     ):
         points = torch.as_tensor(points).detach()
-        self._device = _device(decoder, points)
+        self._device = points.device
         self._decoder = decoder
         self._image_shape = None if image_shape is None else tuple(image_shape)
         points = points.float().cpu()
@@ -92,7 +92,7 @@ class LatentExplorer(PageWidget):
         if training:
             module.eval()
         try:
-            x = self._decoder(z.to(self._device))
+            x = self._decoder(z.to(_device(self._decoder, self._device)))
         finally:
             if training:
                 module.train()
@@ -181,11 +181,12 @@ class LatentExplorer(PageWidget):
         )
 
 
-def _device(decoder, points):
+def _device(decoder, otherwise):
+    """Where the decoder is now: a module may have moved since the last request."""
     if isinstance(decoder, nn.Module):
         for parameter in decoder.parameters():
             return parameter.device
-    return points.device
+    return otherwise
 
 
 def _size(shape):
