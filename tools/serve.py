@@ -40,7 +40,8 @@ if __name__ == "__main__":
     if not (SITE / "index.html").exists():
         sys.exit(f"{SITE} is not built; run `make book`")
     server = open_server(parser.parse_args().port)
-    print(f"The book is at http://127.0.0.1:{server.server_port}/ (Ctrl+C stops)")
+    address = f"http://127.0.0.1:{server.server_port}/"
+    print(f"The book is at {address} (Ctrl+C stops)", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
