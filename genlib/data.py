@@ -876,7 +876,9 @@ class KernelDensity(Density):
 
     def fit(self, x):
         self.points = x = self.rows(x, fit=True)
-        spread = x.std(0).square().mean().sqrt()
+        spread = x.std(0, correction=0).square().mean().sqrt()
+        if not (self.bandwidths or spread > 0):
+            raise ValueError(f"{len(x)} equal points; a density needs different ones")
         widths = (
             self.bandwidths or (spread * 2.0 ** torch.arange(-6, 1.5, 0.5)).tolist()
         )

@@ -33,6 +33,7 @@ def seed_everything(seed):
 def get_device(name=None):
     """The best device here, cuda > mps > cpu, or the one named.
 
+    The environment variable GENLIB_DEVICE names one where the code does not.
     Raises ValueError for a name that is unknown or not available here.
     """
     usable = {
@@ -41,7 +42,8 @@ def get_device(name=None):
         "cpu": True,
     }
     if name is None:
-        name = next(n for n, ok in usable.items() if ok)
+        best = next(n for n, ok in usable.items() if ok)
+        name = os.environ.get("GENLIB_DEVICE") or best
     if not usable.get(name, False):
         have = ", ".join(n for n, ok in usable.items() if ok)
         raise ValueError(f"device {name!r} is not available here; choose from: {have}")
@@ -168,6 +170,12 @@ def fit(step, batches, max_steps, *, checkpoint=None, progress=True):
 def record(pending, history):
     """Move pending metrics into the history; stop at the first that is not finite."""
     for metrics in pending:
+        for name, value in metrics.items():
+            if value.numel() != 1:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}; a metric is one number, "
+                    "such as a mean"
+                )
         values = {name: float(value) for name, value in metrics.items()}
         for name, value in values.items():
             if not math.isfinite(value):
@@ -314,6 +322,9 @@ def write_safetensors(tensors, path, meta):
     os.close(handle)
     try:
         save_file(tensors, partial, metadata=meta)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(partial, 0o666 & ~mask)  # mkstemp's file is its owner's alone
         os.replace(partial, path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)

@@ -79,7 +79,8 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, shape, channels, latent):
         super().__init__()
-        self.shape, self.latent = (c, h, w), _ = tuple(shape), latent
+        c, h, w = shape
+        self.shape, self.latent = (c, h, w), latent
         if h % 4 or w % 4:
             raise ValueError(f"images of {h} x {w}: both sides must be multiples of 4")
         self.net = nn.Sequential(
@@ -143,11 +144,11 @@ class VAE(nn.Module):
 
     def encode(self, x):
         """Images (B, C, H, W) -> mu and logvar of q(z|x), each (B, Z)."""
-        numbers = self.encoder(x)
-        if numbers.shape[1] % 2:
+        numbers, latent = self.encoder(x), self.decoder.latent
+        if numbers.shape[1] != 2 * latent:
             raise ValueError(
-                f"the encoder gives {numbers.shape[1]} numbers an image; mu and logvar "
-                "need twice the latent size, an even number"
+                f"the encoder gives {numbers.shape[1]} numbers an image; for mu and "
+                f"logvar of this decoder's {latent} it must give {2 * latent}"
             )
         mu, logvar = numbers.chunk(2, dim=1)
         return mu, logvar
@@ -190,7 +191,8 @@ def negative_elbo(vae, x, beta=1.0, free_bits=0.0):
     without being charged for it (Kingma et al. 2016).
     Raises ValueError if `x` is not (B, C, H, W) of the model's shape, in 0..1.
     """
-    check_images(x, vae.encoder.shape)
+    # On a GPU a look at the values would make it wait at each step.
+    check_images(x, vae.encoder.shape, look=x.device.type == "cpu")
     recon, kl = elbo_terms(vae, x)
     recon, kl = recon.mean(), kl.mean(0)  # scalar, (Z,)
     charged = kl.clamp(min=free_bits).sum()
@@ -251,7 +253,7 @@ def iwae_bound(vae, x, k):
     return torch.stack(log_w).logsumexp(0) - math.log(k)
 
 
-def check_images(x, shape):
+def check_images(x, shape, look=True):
     """ValueError unless x is (B, *shape), floats with values in 0..1."""
     if x.shape[1:] != tuple(shape):
         raise ValueError(
@@ -262,8 +264,7 @@ def check_images(x, shape):
         raise ValueError(
             f"images are {x.dtype}; expected floats in 0..1, as Images.x() gives"
         )
-    # On a GPU the look would make it wait for the numbers.
-    if x.device.type == "cpu" and len(x) and not (x.min() >= 0 and x.max() <= 1):
+    if look and len(x) and not (x.min() >= 0 and x.max() <= 1):
         raise ValueError(
             f"images have values from {x.min():g} to {x.max():g}; expected 0..1. "
             "Divide by the largest value, as Images.x() does"
@@ -303,14 +304,14 @@ class LinearGaussian:
     def log_marginal(self, x):
         r"""$\log p(x) = \log N(x; b, W W^T + \sigma^2 I)$: (B,)."""
         covariance = self.weight @ self.weight.T
-        covariance = covariance + self.sigma**2 * torch.eye(len(covariance))
+        covariance = covariance + self.sigma**2 * torch.eye(len(covariance)).to(x)
         normal = torch.distributions.MultivariateNormal(self.bias, covariance)
         return normal.log_prob(x)
 
     def posterior(self, x):
         """The exact p(z|x): means (B, Z) and their common covariance (Z, Z)."""
         precision = self.weight.T @ self.weight / self.sigma**2
-        covariance = (torch.eye(len(precision)) + precision).inverse()
+        covariance = (torch.eye(len(precision)).to(x) + precision).inverse()
         return (x - self.bias) @ self.weight @ covariance / self.sigma**2, covariance
 
     def elbo(self, x, mu, logvar):

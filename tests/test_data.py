@@ -769,3 +769,9 @@ def test_published_counts(name, require_data):
     # Mean and standard deviation that the field normalizes MNIST with.
     x = train.x()
     assert abs(x.mean() - 0.1307) < 1e-4 and abs(x.std() - 0.3081) < 1e-4
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_kernel_density_needs_different_points(n):
+    with pytest.raises(ValueError, match=f"{n} equal points"):
+        KernelDensity().fit(torch.full((n, 3), 0.5))

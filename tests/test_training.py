@@ -274,3 +274,28 @@ def test_warmup_linear_has_its_corners():
     factors = [warmup_linear(k, 100, warmup=0.1) for k in range(101)]
     assert factors[0] == 0.1 and factors[9] == factors[10] == 1.0
     assert factors[100] == 0.0 and factors[55] == pytest.approx(0.5)
+
+
+def test_a_metric_is_one_number():
+    with pytest.raises(
+        ValueError, match=r"kl has shape \(3,\); a metric is one number"
+    ):
+        fit(lambda b: {"kl": torch.zeros(3)}, iter(int, 1), 2, progress=False)
+
+
+def test_saved_files_can_be_read_by_others(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        save_weights(nn.Linear(2, 2), tmp_path / "weights.safetensors")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "weights.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_the_environment_may_name_the_device(monkeypatch):
+    monkeypatch.setenv("GENLIB_DEVICE", "cpu")
+    assert get_device() == torch.device("cpu")
+    monkeypatch.setenv("GENLIB_DEVICE", "abacus")
+    with pytest.raises(ValueError, match="device 'abacus' is not available here"):
+        get_device()
+    assert get_device("cpu") == torch.device("cpu")

@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "GENLIB_PROFILE": "cpu",
+    "GENLIB_DEVICE": "cpu",
     "PYTHONHASHSEED": "0",
     "TQDM_DISABLE": "1",
 }
