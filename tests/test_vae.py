@@ -255,7 +255,9 @@ def test_encode_gives_mu_first_then_logvar():
         def forward(self, x):
             return torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(len(x), 4)
 
-    mu, logvar = VAE(Known(), MLPDecoder((1, 2, 2), (), 2)).encode(torch.zeros(5, 1, 2, 2))
+    mu, logvar = VAE(Known(), MLPDecoder((1, 2, 2), (), 2)).encode(
+        torch.zeros(5, 1, 2, 2)
+    )
     torch.testing.assert_close(mu, torch.tensor([1.0, 2.0]).expand(5, 2))
     torch.testing.assert_close(logvar, torch.tensor([3.0, 4.0]).expand(5, 2))
 

@@ -183,6 +183,7 @@ def test_a_heavy_export_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=r"vae/heavy would cost the page 1,\d+,\d+"):
         widget.export(tmp_path)
+    assert not list(tmp_path.rglob("heavy.*"))  # nothing of it stays
 
 
 # --- Wrong arguments ---------------------------------------------------------------
@@ -279,6 +280,10 @@ def test_the_explorers_arithmetic(node):
     assert.equal(m.fromUnit(m.toUnit(0.7, [-2, 5]), [-2, 5]).toFixed(9), "0.700000000");
     assert.deepEqual(m.ticks([-3.2, 3.1]), [-3, -2, -1, 0, 1, 2, 3]);
     assert.ok(m.ticks([0, 0.5]).length <= 8);
+    assert.equal(m.places(m.ticks([-3.2, 3.1])), 0);
+    assert.equal(m.places(m.ticks([0, 0.5])), 1);
+    assert.equal(m.places(m.ticks([0.01, 0.05])), 2);
+    assert.equal(m.places([1]), 0);
     assert.equal(m.changed([0, 0], [1, 0]), 50);
     assert.equal(m.changed(null, [1]), null);
     let s = 1;

@@ -133,6 +133,8 @@ class LatentExplorer(PageWidget):
         path.with_suffix(".safetensors").write_bytes(save(weights))
         size = path.stat().st_size + path.with_suffix(".json").stat().st_size
         if size > MAX_WEIGHT:
+            for suffix in (".onnx", ".json", ".safetensors"):
+                path.with_suffix(suffix).unlink()
             raise ValueError(
                 f"{self.live} would cost the page {size:,} bytes; at most "
                 f"{MAX_WEIGHT:,}: use a smaller decoder or fewer points"

@@ -48,6 +48,11 @@ export function ticks([low, high]) {
   return out;
 }
 
+// Decimals that tell neighbouring ticks apart
+export function places([first, second]) {
+  return Math.max(0, -Math.floor(Math.log10(second - first) + 1e-9)) || 0;
+}
+
 // Mean absolute difference of two images, in per cent of the range 0..1
 export function changed(before, after) {
   if (!before || before.length !== after.length) return null;
@@ -241,21 +246,23 @@ function render({ model, el }) {
     context.lineWidth = 1;
     context.strokeStyle = line;
     context.fillStyle = quiet;
-    for (const value of ticks(ranges[i])) {
+    const across = ticks(ranges[i]);
+    for (const value of across) {
       const x = Math.round(toUnit(value, ranges[i]) * box) + 0.5;
       context.globalAlpha = value === 0 ? 1 : 0.4;
       stroke(context, x, 0, x, box);
       context.globalAlpha = 1;
       context.textAlign = "center";
-      if (x > 30 && x < box - 30) context.fillText(number(value, 0 + (value % 1 !== 0)), x, box - 5);
+      if (x > 30 && x < box - 30) context.fillText(number(value, places(across)), x, box - 5);
     }
-    for (const value of ticks(ranges[j])) {
+    const up = ticks(ranges[j]);
+    for (const value of up) {
       const y = Math.round((1 - toUnit(value, ranges[j])) * box) + 0.5;
       context.globalAlpha = value === 0 ? 1 : 0.4;
       stroke(context, 0, y, box, y);
       context.globalAlpha = 1;
       context.textAlign = "left";
-      if (y > 30 && y < box - 30) context.fillText(number(value, 0 + (value % 1 !== 0)), 5, y - 3);
+      if (y > 30 && y < box - 30) context.fillText(number(value, places(up)), 5, y - 3);
     }
     context.font = "italic 13px system-ui, sans-serif";
     context.fillStyle = ink;
