@@ -35,7 +35,11 @@ serve: book ## build the book and serve it on 127.0.0.1 (PORT=8000)
 
 book: install ## build the site into _build/html from the stored outputs
 	$(PY) tools/vendor.py
-	.venv/bin/jupyter-book build . -W -n --keep-going --quiet
+	@mkdir -p _build
+	@echo "Building the site"
+	@# Its closing words send readers to file://, where live figures stay pictures.
+	@.venv/bin/jupyter-book build . -W -n --keep-going > _build/book.log 2>&1 \
+	  || { cat _build/book.log; exit 1; }
 
 lab: install ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks
