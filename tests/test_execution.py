@@ -64,7 +64,8 @@ def test_a_failing_cell_is_named_and_the_old_file_stays(folder):
 
 
 def test_a_dead_kernel_is_named(folder):
-    path = write(folder, "01_a", "1", "import os\nos._exit(3)")
+    # The word that a cell has begun must get out before the kernel dies.
+    path = write(folder, "01_a", "1", "import os, time\ntime.sleep(2)\nos._exit(3)")
     problem = notebooks.run(path)
     assert "code cell 2 was the last to start: DeadKernelError" in problem
 
@@ -185,3 +186,23 @@ def test_a_stored_picture_is_small_and_the_same():
     assert (np.asarray(Image.open(io.BytesIO(kept))) == noise).all()
     assert notebooks.shrink_png(kept) == kept != file.getvalue()
     assert base64.b64encode(png).startswith(b"iVBORw0KGgo")
+
+
+def test_a_cell_that_got_lost_once_is_run_again(folder):
+    mark = folder / "was_here"
+    source = f"""import pathlib, time
+        mark = pathlib.Path({str(mark)!r})
+        first = not mark.exists()
+        mark.touch()
+        time.sleep(60 if first else 0)
+        print("done")"""
+    path = write(folder, "01_a", "\n".join(map(str.strip, source.splitlines())))
+    stored = nbformat.reads(notebooks.execute(path, cell_timeout=5), as_version=4)
+    assert stored.cells[0].outputs[0].text == "done\n"
+
+
+def test_a_cell_that_never_ends_is_named(folder, monkeypatch):
+    monkeypatch.setattr(notebooks, "ATTEMPTS", 1)
+    path = write(folder, "01_a", "1", "import time\ntime.sleep(60)")
+    with pytest.raises(SystemExit, match="code cell 2 was the last to start: not done"):
+        notebooks.execute(path, cell_timeout=3)

@@ -61,7 +61,7 @@ def executed(tmp_path_factory):
     cells[list(CELLS).index("error")].metadata.tags = ["raises-exception"]
     path = tmp_path_factory.mktemp("toy") / "toy.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
-    return nbformat.reads(notebooks.execute(path), as_version=4)
+    return nbformat.reads(notebooks.execute(path, cell_timeout=20), as_version=4)
 
 
 def validate(tmp_path, *variants):

@@ -27,8 +27,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 STAMPS = ROOT / "_build" / "notebooks.json"
-CELL_TIMEOUT = 300  # seconds
-TIMEOUT = 900  # of a notebook: a kernel that lost a request would wait for ever
+CELL_TIMEOUT = 120  # seconds
+TIMEOUT = 900  # of a notebook, in case that even its kernel cannot be stopped
+ATTEMPTS = 3
 
 # What notebooks run under, here and when pytest validates them (conftest.py).
 ENVIRONMENT = {
@@ -255,33 +256,52 @@ def write_text(path, text):
 # --- execution ------------------------------------------------------------------------
 
 
-def execute(path):
-    """Run one notebook in a fresh kernel, in this process; return its stored form."""
+def execute(path, cell_timeout=CELL_TIMEOUT):
+    """Run one notebook in a fresh kernel, in this process; return its stored form.
+
+    Where a cell runs out of time the notebook is run again, for now and then a kernel
+    loses a request and then waits for ever (ipykernel, issue 1471).
+    """
     import nbformat
     from nbclient import NotebookClient
+    from nbclient.exceptions import CellTimeoutError
 
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_TIMEOUT,
-        kernel_name="python3",
-        record_timing=False,
-        resources={"metadata": {"path": str(path.parent)}},
-    )
-    try:
-        client.execute()
-    except Exception as error:
-        raise SystemExit(describe_failure(notebook, error)) from None
+    for attempt in range(1, ATTEMPTS + 1):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        client = NotebookClient(
+            notebook,
+            timeout=cell_timeout,
+            kernel_name="python3",
+            record_timing=False,
+            resources={"metadata": {"path": str(path.parent)}},
+        )
+        try:
+            client.execute()
+            break
+        except CellTimeoutError:
+            if attempt == ATTEMPTS:
+                raise SystemExit(
+                    f"code cell {last_started(notebook)} was the last to start: not "
+                    f"done after {cell_timeout:g} s, in each of {ATTEMPTS} runs"
+                ) from None
+        except Exception as error:
+            raise SystemExit(describe_failure(notebook, error)) from None
     return nbformat.writes(normalise(notebook, read_patterns())) + "\n"
+
+
+def last_started(notebook):
+    """Number of the last code cell that the kernel began, 0 if none."""
+    cells = [c for c in notebook.cells if c.cell_type == "code"]
+    started = [n for n, c in enumerate(cells, 1) if c.execution_count or c.outputs]
+    return max(started, default=0)
 
 
 def describe_failure(notebook, error):
     """Which cell stopped, why, and the end of its traceback."""
     cells = [c for c in notebook.cells if c.cell_type == "code"]
-    started = [n for n, c in enumerate(cells, 1) if c.execution_count or c.outputs]
     failed = [
         (number, output)
         for number, cell in enumerate(cells, 1)
@@ -294,7 +314,7 @@ def describe_failure(notebook, error):
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
         tail = "\n".join(trace.splitlines()[-25:])
         return f"code cell {number}: {output.ename}: {output.evalue}\n{tail}"
-    last = max(started, default=0)
+    last = last_started(notebook)
     return f"code cell {last} was the last to start: {type(error).__name__}: {error}"
 
 
