@@ -79,7 +79,7 @@ class PageWidget(anywidget.AnyWidget):
 
     def _answer(self, _, content, buffers):
         """Answer a request of the front end; it asks again when it has drawn."""
-        if "run" not in content:
+        if "run" not in content:  # a nudge: the front end only keeps the line moving
             return
         try:
             shapes = content["inputs"].items()

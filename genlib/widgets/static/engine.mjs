@@ -68,6 +68,10 @@ export function kernelEngine(model) {
         open.set(id, { resolve, reject, timer });
         try {
           model.send({ run: id, inputs: shapes }, undefined, buffers);
+          // The notebook's server holds its answer back until the browser has
+          // acknowledged what it sent before (Nagle's algorithm), up to 40 ms; a word
+          // more carries that acknowledgement.
+          setTimeout(() => open.has(id) && model.send({ nudge: id }), 6);
         } catch {
           onLost(); // the channel to the kernel is closed
         }
