@@ -73,6 +73,47 @@ def warmup_linear(step, max_steps, warmup=0.1):
     return max(0.0, (max_steps - step) / max(1, max_steps - rising))
 
 
+class SGD:
+    r"""Gradient descent with momentum: $v \leftarrow \mu v + g$, $w \leftarrow w - \eta v$.
+
+    `momentum` is $\mu$; at 0 it is plain descent. As `torch.optim.SGD` (Sutskever et
+    al. 2013 write it a little differently). `slots` counts the vectors that it keeps
+    beside the weights, each of their shape and zero at first.
+    """
+
+    def __init__(self, momentum=0.0):
+        self.momentum, self.slots = momentum, int(momentum != 0)
+
+    def update(self, w, g, slots, t, lr):
+        """Weights w, gradient g, both of one shape -> new weights and new slots."""
+        if self.slots:
+            g = self.momentum * slots[0] + g
+        return w - lr * g, (g,) * self.slots
+
+
+class Adam:
+    r"""Steps of about the size $\eta$ in each weight, whatever the gradient's scale.
+
+    $m \leftarrow \beta_1 m + (1 - \beta_1) g$, $v \leftarrow \beta_2 v + (1 - \beta_2)
+    g^2$, $w \leftarrow w - \eta \hat m / (\sqrt{\hat v} + \epsilon)$, where $\hat m = m /
+    (1 - \beta_1^t)$ and $\hat v$ likewise undo the start from zero. Kingma and Ba 2015,
+    arXiv:1412.6980, algorithm 1; as `torch.optim.Adam`.
+    """
+
+    slots = 2
+
+    def __init__(self, betas=(0.9, 0.999), eps=1e-8):
+        self.betas, self.eps = betas, eps
+
+    def update(self, w, g, slots, t, lr):
+        """As `SGD.update`; `t` counts the steps and is 1 in the first."""
+        beta1, beta2 = self.betas
+        m = beta1 * slots[0] + (1 - beta1) * g
+        v = beta2 * slots[1] + (1 - beta2) * g.square()
+        m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+        return w - lr * m_hat / (v_hat.sqrt() + self.eps), (m, v)
+
+
 class NonFiniteError(RuntimeError):
     """Training produced a NaN or an infinity; `history` ends just before it."""
 
