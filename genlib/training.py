@@ -74,7 +74,7 @@ def warmup_linear(step, max_steps, warmup=0.1):
 
 
 class SGD:
-    r"""Gradient descent with momentum: $v \leftarrow \mu v + g$, $w \leftarrow w - \eta v$.
+    r"""Gradient descent: $v \leftarrow \mu v + g$, $w \leftarrow w - \eta v$.
 
     `momentum` is $\mu$; at 0 it is plain descent. As `torch.optim.SGD` (Sutskever et
     al. 2013 write it a little differently). `slots` counts the vectors that it keeps
@@ -94,10 +94,11 @@ class SGD:
 class Adam:
     r"""Steps of about the size $\eta$ in each weight, whatever the gradient's scale.
 
-    $m \leftarrow \beta_1 m + (1 - \beta_1) g$, $v \leftarrow \beta_2 v + (1 - \beta_2)
-    g^2$, $w \leftarrow w - \eta \hat m / (\sqrt{\hat v} + \epsilon)$, where $\hat m = m /
-    (1 - \beta_1^t)$ and $\hat v$ likewise undo the start from zero. Kingma and Ba 2015,
-    arXiv:1412.6980, algorithm 1; as `torch.optim.Adam`.
+    $m \leftarrow \beta_1 m + (1 - \beta_1) g$,
+    $v \leftarrow \beta_2 v + (1 - \beta_2) g^2$,
+    $w \leftarrow w - \eta \hat m / (\sqrt{\hat v} + \epsilon)$, where
+    $\hat m = m / (1 - \beta_1^t)$ and $\hat v$ likewise undo the start from zero.
+    Kingma and Ba 2015, arXiv:1412.6980, algorithm 1; as `torch.optim.Adam`.
     """
 
     slots = 2
