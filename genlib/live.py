@@ -1,225 +1,553 @@
-"""Carry a model from PyTorch to the page: export it to ONNX, describe it, run it.
+"""Training steps that run here and in the page, with the same numbers.
 
-A static page has no Python. What it has is ONNX Runtime Web, which runs the same
-graph that PyTorch ran here, so nobody writes a model twice. `export_onnx` writes that
-graph and, beside it, a manifest (JSON) with names, shapes and a checksum.
-
-Exporting needs the extra `genlib[export]`; nothing of it is imported before use.
+A static page has no Python. What it has is ONNX Runtime Web, which can run the graph
+of a whole training step, losses, gradients and optimiser included, so nobody writes a
+model twice. A `Program` is such a step as a pure function, made from a chapter's own
+modules and losses; `Run` repeats it in PyTorch; `genlib.export` carries it to the page.
 """
 
-import copy
-import hashlib
-import importlib
-import json
-import logging
-import os
-import re
-import warnings
-from pathlib import Path
+import base64
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+from torch.func import functional_call
 
-TOLERANCE = 1e-4  # float32 sums in another order differ by less
+# --- noise: the same numbers here and in the page -----------------------------------
+
+_MASK = 0xFFFFFFFF
 
 
-class ExportError(RuntimeError):
-    """A model that cannot be carried to the page, with the reason."""
+def _mix(x):
+    """Scramble 32-bit numbers, in place of random draws (Ettinger's lowbias32)."""
+    x = x ^ (x >> 16)
+    x = (x * 0x21F0AAAD) & _MASK
+    x = x ^ (x >> 15)
+    x = (x * 0xD35A2D97) & _MASK
+    return x ^ (x >> 15)
 
 
-def export_onnx(model, inputs, path, outputs, page=None):
-    """Export a module or function of tensors to one ONNX file; return its manifest.
+def _key(seed, name, step):
+    text = 0x811C9DC5  # FNV-1a of the name
+    for byte in name.encode():
+        text = ((text ^ byte) * 0x01000193) & _MASK
+    return _mix((_mix(_mix(seed) ^ text) + step) & _MASK)
 
-    `inputs` maps each input's name to an example tensor (B, ...), float32 or int64, in
-    the order in which `model` takes them; `outputs` names what it returns. Dimension 0
-    is the batch and stays free. Modules are exported in evaluation mode, on the CPU;
-    the model itself is left as it is. Before the file is written, ONNX Runtime must
-    give the same numbers as PyTorch within 1e-4, also for another batch size.
 
-    The manifest stands beside the file, with the suffix .json: `onnx` (file name),
-    `sha256`, `inputs` and `outputs` (name to shape); `page` is added to it as it is.
+def uniform_noise(seed, name, step, count):
+    """`count` numbers in 0..1 that depend on seed, name and step alone: float64.
 
-    Raises ExportError, naming the operation that has no ONNX form or the tensor that
-    differs, and ImportError when `genlib[export]` is not installed.
+    Not drawn from a stream but computed from their place, so that the page and this
+    process have the same noise in every step, whatever either did before.
     """
-    onnx = _need("onnx", "onnxscript", "onnxruntime")[0]
-    path = Path(path)
-    examples = _examples(inputs)
-    module = _Traced(model)
-    proto = _trace(module, examples, outputs)
-    _strip(proto)
-    onnx.checker.check_model(proto)
-    data = proto.SerializeToString(deterministic=True)
-    for feeds in (examples, {k: torch.cat([v, v[:1]]) for k, v in examples.items()}):
-        _compare(module, data, feeds, outputs)
-
-    manifest = {
-        "onnx": path.name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "inputs": {x.name: _shape(x) for x in proto.graph.input},
-        "outputs": {x.name: _shape(x) for x in proto.graph.output},
-        **(page or {}),
-    }
-    text = json.dumps(manifest, separators=(",", ":"), allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, data)
-    _write(path.with_suffix(".json"), text.encode())
-    return manifest
+    key = _key(seed, name, step)
+    place = np.arange(count, dtype=np.uint64)
+    bits = _mix(_mix((place + key) & _MASK) ^ 0x9E3779B9 ^ key)
+    return (bits + 0.5) / 2**32
 
 
-def run_onnx(source, feeds):
-    """Run an ONNX file (or its bytes) on one thread; return name to float array.
+def normal_noise(seed, name, step, count):
+    """As `uniform_noise`, standard normal (Box and Muller 1958): float64."""
+    u = uniform_noise(seed, name, step, count + count % 2).reshape(-1, 2)
+    radius, angle = np.sqrt(-2 * np.log(u[:, 0])), 2 * np.pi * u[:, 1]
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
+    return pairs.reshape(-1)[:count]
 
-    `feeds` maps each input's name to a tensor or array of the shape in the manifest.
+
+# --- what a program is made of ------------------------------------------------------
+
+
+@dataclass(frozen=True, init=False)
+class Normal:
+    """A feed of standard normal noise, fresh in each step: `Normal(256, 2)`."""
+
+    shape: tuple
+
+    def __init__(self, *shape):
+        object.__setattr__(self, "shape", shape)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A feed of `count` rows drawn, with return, from the chosen option of a table."""
+
+    table: str
+    count: int
+
+
+@dataclass(frozen=True)
+class First:
+    """A feed of a table's first `count` rows, always the same: for views."""
+
+    table: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A number in low..high that the reader moves while the program trains."""
+
+    value: float
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+    label: str = ""
+
+    def check(self, name, value):
+        if not self.low <= value <= self.high:
+            raise ValueError(
+                f"{name} is {value:g}; it must be in {self.low:g}..{self.high:g}"
+            )
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several options; a loss sees its number as a float: 0.0, 1.0, ..."""
+
+    options: tuple
+    value: int = 0
+    label: str = ""
+
+    def check(self, name, value):
+        if value not in range(len(self.options)):
+            choices = ", ".join(f"{i} ({o})" for i, o in enumerate(self.options))
+            raise ValueError(f"{name} is {value:g}; it must be one of {choices}")
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a step: which parameters move, and how.
+
+    `loss(**feeds)` returns a scalar, or a dict of scalars with "loss"; `optimizer`
+    (of `genlib.training`) moves the parameters of `moves`, one module's name or
+    several, at the rate `lr`, a number or the name of a feed. In place of loss and
+    optimizer, `update(**feeds)` may return new values by parameter name, such as
+    {"average.0.weight": ...}. `every` names a feed: the phase runs in those steps whose
+    number its value divides.
     """
-    onnxruntime = _need("onnxruntime")[0]
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        source if isinstance(source, bytes) else str(source),
-        options,
-        providers=["CPUExecutionProvider"],
-    )
-    wanted = [x.name for x in session.get_inputs()]
-    if set(feeds) != set(wanted):
-        raise ValueError(f"inputs {sorted(feeds)} given, the file takes {wanted}")
-    arrays = {name: np.asarray(value) for name, value in feeds.items()}
-    names = [x.name for x in session.get_outputs()]
-    return dict(zip(names, session.run(names, arrays), strict=True))
+
+    name: str
+    moves: str | tuple
+    loss: Callable | None = None
+    optimizer: object | None = None
+    lr: float | str = 1e-3
+    every: str | None = None
+    update: Callable | None = None
 
 
-def _need(*names):
-    """Import the export libraries, or say which extra brings them."""
-    try:
-        return [importlib.import_module(name) for name in names]
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"carrying a model to the page needs {error.name}, which is not "
-            "installed; pip install 'genlib[export]' brings it"
-        ) from error
+class _Holder(nn.Module):
+    """All modules under one roof, so that one call swaps all their parameters."""
 
-
-def _examples(inputs):
-    examples = {}
-    for name, x in inputs.items():
-        if x.dtype not in (torch.float32, torch.int64):
-            raise ExportError(
-                f"input {name} is {x.dtype}; a page takes float32 or int64"
-            )
-        if x.ndim == 0 or len(x) == 0:
-            raise ExportError(
-                f"input {name} has shape {tuple(x.shape)}; dimension 0 must be a batch"
-            )
-        x = x.detach().cpu()
-        # torch.export takes a batch of one for a constant
-        examples[name] = torch.cat([x, x]) if len(x) == 1 else x
-    return examples
-
-
-class _Traced(nn.Module):
-    """The model behind one signature, on the CPU, ready to be traced."""
-
-    def __init__(self, model):
+    def __init__(self, modules):
         super().__init__()
-        if isinstance(model, nn.Module):
-            model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-        self.model = model
+        for name, module in modules.items():
+            self.add_module(name, module)
 
-    def forward(self, *args):
-        return self.model(*args)
+    def forward(self, function, feeds):
+        return function(**feeds)
 
 
-def _trace(module, examples, outputs):
-    batch = torch.export.Dim("batch", min=1)
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns of torchvision, which nobody asked for
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module,
-                tuple(examples.values()),
-                dynamo=True,
-                input_names=list(examples),
-                output_names=list(outputs),
-                dynamic_shapes=(tuple({0: batch} for _ in examples),),
-                external_data=False,
-                verbose=False,
+class Program:
+    """A training step as a pure function: (state, feeds) -> (state, metrics).
+
+    The losses are a chapter's own functions over the chapter's own modules; while a
+    loss runs, the parameters inside the modules are replaced by those of `state`, one
+    flat vector (S,) that also holds what the optimisers keep. So one step can run here,
+    and in the page as an ONNX graph, and the modules themselves are never changed.
+
+    Args:
+        modules: name to module, on the CPU, without buffers that change.
+        phases: the parts of a step, in order (see `Phase`).
+        feeds: name to `Normal`, `Rows`, `First`, `Slider` or `Choice`; losses and
+            views get all of them by name.
+        views: function (**feeds) -> {name: tensor}, what pictures need of the state.
+        tables: name to {option: rows (N, ...)}; the first option is chosen at first.
+
+    Raises ValueError, naming it, for what does not fit together.
+    """
+
+    def __init__(self, modules, phases, feeds, views=None, tables=None):
+        self.modules, self.phases = dict(modules), tuple(phases)
+        self.feeds, self.views = dict(feeds), views or (lambda **feeds: {})
+        self._holder = _Holder(modules)
+        self.tables = {
+            name: {option: _Table(rows) for option, rows in options.items()}
+            for name, options in (tables or {}).items()
+        }
+        self._groups = {phase.name: self._group(phase) for phase in self.phases}
+        self._parameters = dict(self._holder.named_parameters())
+        self._check()
+        run = Run(self)
+        self.metrics_of = self._metric_names(run)  # phase name to names
+        self.metrics = sum(self.metrics_of.values(), [])
+        self.outputs = {k: tuple(v.shape) for k, v in run.view().items()}
+
+    # --- the packed state ---------------------------------------------------------
+
+    def _group(self, phase):
+        """The names and shapes of what a phase moves, and its number of slots."""
+        moved = (phase.moves,) if isinstance(phase.moves, str) else phase.moves
+        for name in moved:
+            if name not in self.modules:
+                raise ValueError(
+                    f"phase {phase.name} moves {name!r}; the modules are "
+                    f"{', '.join(self.modules)}"
+                )
+        shapes = {
+            f"{name}.{key}": value.shape
+            for name in moved
+            for key, value in self.modules[name].named_parameters()
+        }
+        if (phase.loss is None) == (phase.update is None):
+            raise ValueError(f"phase {phase.name} needs either a loss or an update")
+        if phase.loss is not None and phase.optimizer is None:
+            raise ValueError(f"phase {phase.name} needs an optimizer, such as Adam()")
+        slots = 0 if phase.update else phase.optimizer.slots
+        return shapes, slots
+
+    @property
+    def size(self):
+        """How many numbers the state has."""
+        return sum(sum(self._sizes(name)) for name in self._groups)
+
+    def _sizes(self, name):
+        shapes, slots = self._groups[name]
+        return [sum(s.numel() for s in shapes.values())] * (1 + slots) + [1]
+
+    def _unpack(self, state):
+        """State (S,) -> phase name to [weights, *slots, steps so far], all flat."""
+        sizes = [n for name in self._groups for n in self._sizes(name)]
+        parts = iter(state.split(sizes))
+        return {name: [next(parts) for _ in self._sizes(name)] for name in self._groups}
+
+    def _tensors(self, name, weights):
+        shapes, _ = self._groups[name]
+        parts = weights.split([s.numel() for s in shapes.values()])
+        return {k: p.view(s) for (k, s), p in zip(shapes.items(), parts, strict=True)}
+
+    def parameters(self, state):
+        """State (S,) -> every moved parameter by name, "G.0.weight" and so on."""
+        groups = self._unpack(state)
+        return {
+            key: value
+            for name, (weights, *_) in groups.items()
+            for key, value in self._tensors(name, weights).items()
+        }
+
+    def starts(self):
+        """Where in the state each parameter stands and how it starts.
+
+        Two lists: `init`, drawn by the seed ({"name", "at", "size", "kind", "scale"}),
+        and `values`, as the modules have them ({"at", "value"}). All else is zero.
+        """
+        init, values, at = [], [], 0
+        for name, (shapes, _) in self._groups.items():
+            place = at
+            for key, shape in shapes.items():
+                kind, scale = _initial(self._holder, key)
+                entry = {"name": key, "at": place, "size": shape.numel()}
+                if kind:
+                    init.append(entry | {"kind": kind, "scale": scale})
+                else:
+                    value = self._parameters[key].detach().flatten().tolist()
+                    values.append({"at": place, "value": value})
+                place += shape.numel()
+            at += sum(self._sizes(name))
+        return init, values
+
+    def initial(self, seed=0):
+        """The state (S,) at the start: drawn by `seed`, as torch's layers draw theirs.
+
+        Linear layers: uniform within 1/sqrt(fan-in); embeddings: standard normal; every
+        other parameter starts where the module has it.
+        """
+        state = torch.zeros(self.size)
+        init, values = self.starts()
+        for entry in init:
+            place = (seed, f"init:{entry['name']}", 0, entry["size"])
+            if entry["kind"] == "uniform":
+                noise = 2 * uniform_noise(*place) - 1
+            else:
+                noise = normal_noise(*place)
+            part = slice(entry["at"], entry["at"] + entry["size"])
+            state[part] = torch.from_numpy(entry["scale"] * noise)
+        for entry in values:
+            value = torch.tensor(entry["value"])
+            state[entry["at"] : entry["at"] + len(value)] = value
+        return state
+
+    # --- one step -------------------------------------------------------------------
+
+    def run_phase(self, state, phase, feeds):
+        """One phase: state (S,) -> new state (S,) and its metrics, name to scalar."""
+        groups = self._unpack(state)
+        weights, *slots, count = groups[phase.name]
+        count = count + 1
+        everything = self.parameters(state)
+        if phase.update is not None:
+            with torch.no_grad():
+                new = functional_call(self._holder, everything, (phase.update, feeds))
+            own = self._tensors(phase.name, weights)
+            for key in new.keys() - own.keys():
+                raise ValueError(
+                    f"the update of phase {phase.name} returns {key!r}, which it does "
+                    f"not move; it moves {', '.join(own)}"
+                )
+            own = own | new
+            weights, metrics = torch.cat([v.reshape(-1) for v in own.values()]), {}
+        else:
+            metrics, g = self._gradient(phase, everything, feeds)
+            lr = feeds[phase.lr] if isinstance(phase.lr, str) else phase.lr
+            weights, slots = phase.optimizer.update(weights, g, slots, count, lr)
+        groups[phase.name] = [weights, *slots, count]
+        return torch.cat([x for group in groups.values() for x in group]), metrics
+
+    def _gradient(self, phase, everything, feeds):
+        own = {k: everything[k].detach().requires_grad_() for k in self._own(phase)}
+        with torch.enable_grad():
+            arguments = (phase.loss, feeds)
+            metrics = functional_call(self._holder, everything | own, arguments)
+            if not isinstance(metrics, dict):
+                metrics = {"loss": metrics}
+            grads = torch.autograd.grad(
+                metrics["loss"], own.values(), allow_unused=True
             )
-    except Exception as error:  # the exporter raises many kinds
-        raise ExportError(_reason(error)) from error
-    finally:
-        logger.setLevel(level)
-    return program.model_proto
+        grads = [
+            torch.zeros_like(w) if g is None else g
+            for w, g in zip(own.values(), grads, strict=True)
+        ]
+        return (
+            {name: value.detach() for name, value in metrics.items()},
+            torch.cat([g.reshape(-1) for g in grads]),
+        )
+
+    def _own(self, phase):
+        return self._groups[phase.name][0]
+
+    def step(self, state, feeds, gates=None):
+        """All phases once: state (S,) -> new state (S,) and metrics, (M,).
+
+        `gates` maps a phase's name to False: it is left out, its metrics are 0.
+        """
+        rows = []
+        for phase in self.phases:
+            if gates and not gates.get(phase.name, True):
+                rows += [torch.zeros(())] * len(self.metrics_of[phase.name])
+                continue
+            state, metrics = self.run_phase(state, phase, feeds)
+            rows += [value.reshape(()) for value in metrics.values()]
+        return state, torch.stack(rows) if rows else torch.zeros(0)
+
+    def view(self, state, feeds):
+        """What pictures need: name to tensor."""
+        arguments = (self.views, feeds)
+        with torch.enable_grad():
+            outputs = functional_call(self._holder, self.parameters(state), arguments)
+        return {name: value.detach().float() for name, value in outputs.items()}
+
+    # --- checks ---------------------------------------------------------------------
+
+    def _check(self):
+        seen = {}
+        for phase in self.phases:
+            for key in self._own(phase):
+                if key in seen:
+                    raise ValueError(
+                        f"{key} is moved by the phases {seen[key]} and {phase.name}; "
+                        "a parameter belongs to one"
+                    )
+                seen[key] = phase.name
+            for name in (phase.lr, phase.every):
+                if isinstance(name, str) and name not in self.feeds:
+                    raise ValueError(f"phase {phase.name} asks for no feed: {name!r}")
+        for key, value in self._parameters.items():
+            if value.device.type != "cpu":
+                raise ValueError(
+                    f"{key} is on {value.device}; a program runs on the CPU, as the "
+                    "page does: build its modules there"
+                )
+        for name, feed in self.feeds.items():
+            if isinstance(feed, Rows | First) and feed.table not in self.tables:
+                raise ValueError(
+                    f"feed {name} takes rows of {feed.table!r}; the tables are "
+                    f"{', '.join(self.tables) or 'none'}"
+                )
+
+    def _metric_names(self, run):
+        """Run one step to learn the metrics' names and to find buffers that change."""
+        before = {k: v.clone() for k, v in self._holder.named_buffers()}
+        found, feeds = {}, run.draw(1)
+        for phase in self.phases:
+            _, metrics = self.run_phase(run.state, phase, feeds)
+            prefix = f"{phase.name}_" if len(self.phases) > 1 else ""
+            found[phase.name] = [prefix + name for name in metrics]
+            for name, value in metrics.items():
+                if value.numel() != 1:
+                    raise ValueError(
+                        f"{name} of phase {phase.name} has shape {tuple(value.shape)}; "
+                        "a metric is one number"
+                    )
+        for key, value in self._holder.named_buffers():
+            if not torch.equal(value, before[key]):
+                raise ValueError(
+                    f"the buffer {key} changes in a step; a program's state is its "
+                    "parameters: use a layer without running statistics"
+                )
+        return found
+
+    @property
+    def step_feeds(self):
+        """The feeds of a training step: all but those for views alone."""
+        return [k for k, feed in self.feeds.items() if not isinstance(feed, First)]
+
+    @property
+    def scalars(self):
+        """Name to present value of every slider and choice, as they start."""
+        controls = {
+            k: f for k, f in self.feeds.items() if isinstance(f, Slider | Choice)
+        }
+        return {name: float(feed.value) for name, feed in controls.items()}
 
 
-def _reason(error):
-    """One line out of an exporter's page: the operation, and the line that calls it."""
-    text, cause = "", error
-    while cause is not None:
-        text += f"{cause}\n"
-        cause, last = cause.__cause__, cause
-    op = re.search(r"op='([\w.]+)'", text)
-    line = re.findall(r'File "([^"]+)", line (\d+)', text)
-    own = [f"{Path(f).name}, line {n}" for f, n in line if "/torch/" not in f]
-    where = f" ({own[-1]})" if own else ""
-    if op:
-        return f"operation {op[1]}{where} has no ONNX form; replace it by others"
-    first = next((s for s in str(last).splitlines() if s.strip()), repr(last))
-    return f"the model cannot be traced{where}: {first.strip()}"
+class Run:
+    """One run of a program in PyTorch: its seed, its state, the steps done."""
 
+    def __init__(self, program, seed=0):
+        self.program, self.kept = program, None
+        self.tables = {
+            name: next(iter(options.values())).rows
+            for name, options in program.tables.items()
+        }
+        self.reset(seed)
 
-def _strip(proto):
-    """Remove what names the exporting machine: stack traces and the like."""
-    graphs = [proto.graph, *proto.functions]
-    del proto.metadata_props[:]
-    for graph in graphs:
-        del graph.metadata_props[:]
-        for node in graph.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
-    graph = proto.graph
-    for x in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]:
-        del x.metadata_props[:]
-    del graph.value_info[:]
-    graph.doc_string = proto.doc_string = ""
+    def reset(self, seed=0):
+        """Start again from the state that `seed` draws; what was kept stays."""
+        if not 0 <= seed <= _MASK:
+            raise ValueError(f"seed is {seed}; it must be in 0..{_MASK}")
+        self.seed, self.steps = seed, 0
+        self.state = self.program.initial(seed)
 
+    def draw(self, step, view=False, **scalars):
+        """The feeds of a step, name to tensor; a view's noise is always the same."""
+        unknown = scalars.keys() - self.program.scalars.keys()
+        if unknown:
+            have = ", ".join(self.program.scalars) or "none"
+            raise ValueError(f"no slider {sorted(unknown)[0]!r}; there are: {have}")
+        feeds = {}
+        for name, feed in self.program.feeds.items():
+            place = (self.seed, f"view:{name}", 0) if view else (self.seed, name, step)
+            if isinstance(feed, Normal):
+                noise = normal_noise(*place, math.prod(feed.shape))
+                feeds[name] = torch.from_numpy(noise).float().reshape(feed.shape)
+            elif isinstance(feed, Rows):
+                rows = self.tables[feed.table]
+                index = uniform_noise(*place, feed.count) * len(rows)
+                feeds[name] = rows[torch.from_numpy(index).long()]
+            elif isinstance(feed, First):
+                rows = self.tables[feed.table]
+                feeds[name] = rows[torch.arange(feed.count) % len(rows)]
+            else:
+                value = feed.check(name, scalars.get(name, feed.value))
+                feeds[name] = torch.tensor(value)
+        return feeds
 
-def _compare(module, data, feeds, outputs):
-    batch = len(next(iter(feeds.values())))
-    try:
-        with torch.no_grad():
-            expected = module(*feeds.values())
-        got = run_onnx(data, feeds)
-    except Exception as error:  # of PyTorch or of ONNX Runtime
-        raise ExportError(f"the model fails for a batch of {batch}: {error}") from error
-    if isinstance(expected, torch.Tensor):
-        expected = [expected]
-    for name, value in zip(outputs, expected, strict=True):
-        value = value.numpy()
-        if got[name].shape != value.shape:
-            raise ExportError(
-                f"output {name} has shape {got[name].shape} in ONNX Runtime and "
-                f"{value.shape} in PyTorch: the batch does not stay free"
+    def gates(self, step, feeds):
+        """Which phases run in a step: phase name to bool."""
+        return {
+            phase.name: phase.every is None
+            or step % max(1, round(float(feeds[phase.every]))) == 0
+            for phase in self.program.phases
+        }
+
+    def step(self, count=1, gates=None, **scalars):
+        """Do `count` steps; return metrics (count, M) and gates (count, phases).
+
+        `scalars` are the sliders' values, by name; `gates` says which phases run in
+        place of their own rhythm.
+        """
+        metrics, ran = [], []
+        for _ in range(count):
+            feeds = self.draw(self.steps + 1, **scalars)
+            open_gates = gates or self.gates(self.steps + 1, feeds)
+            self.state, row = self.program.step(self.state, feeds, open_gates)
+            self.steps += 1
+            metrics.append(row)
+            names = [phase.name for phase in self.program.phases]
+            ran.append(torch.tensor([float(open_gates.get(n, True)) for n in names]))
+        return torch.stack(metrics), torch.stack(ran)
+
+    def view(self, kept=False, **scalars):
+        """The program's view of the present state, or of the one that was kept."""
+        state = self.kept[0] if kept else self.state
+        return self.program.view(state, self.draw(0, view=True, **scalars))
+
+    def keep(self):
+        """Keep a copy of the present state, to compare with later ones."""
+        self.kept = (self.state.clone(), self.steps)
+
+    def choose(self, table, option):
+        """Take another option of a table as the data, from the next step on."""
+        options = self.program.tables[table]
+        if option not in options:
+            raise ValueError(
+                f"{table} has no option {option!r}; choose from: {', '.join(options)}"
             )
-        scale = max(1.0, float(np.abs(value).max()))
-        difference = float(np.abs(got[name] - value).max()) / scale
-        if not difference <= TOLERANCE:
-            raise ExportError(
-                f"output {name} differs by {difference:.1g} between PyTorch and ONNX "
-                f"Runtime (at most {TOLERANCE:g} allowed)"
+        self.tables[table] = options[option].rows
+
+    def replace(self, table, rows):
+        """Take rows of one's own (N, ...) as the data, such as a drawing."""
+        shape = next(iter(self.program.tables[table].values())).rows.shape[1:]
+        if len(rows) == 0 or rows.shape[1:] != shape or not rows.isfinite().all():
+            raise ValueError(
+                f"rows of {table} have shape {tuple(rows.shape)}; expected finite "
+                f"(N, {', '.join(map(str, shape))}) with N at least 1"
             )
+        self.tables[table] = rows.float()
 
 
-def _shape(value):
-    dims = value.type.tensor_type.shape.dim
-    return [d.dim_param or d.dim_value for d in dims]
+class _Table:
+    """Rows (N, ...) in the few bytes in which a page loads them."""
+
+    def __init__(self, rows):
+        rows = torch.as_tensor(rows).detach().cpu().float()
+        if len(rows) == 0 or not rows.isfinite().all():
+            raise ValueError(
+                f"a table of shape {tuple(rows.shape)}: expected finite rows"
+            )
+        self.shape = tuple(rows.shape)
+        for levels in (1, 16, 255):  # exact in a byte: grey levels
+            scaled = rows * levels
+            whole = bool(scaled.eq(scaled.round()).all())
+            if whole and rows.min() >= 0 and scaled.max() <= 255:
+                self.dtype, self.scale = "u1", 1 / levels
+                break
+        else:
+            self.dtype, self.scale = "i2", float(rows.abs().max()) / 32767
+        self.codes = (rows / self.scale).round().numpy().astype(f"<{self.dtype}")
+        # What is trained on here is what the page trains on, rounding included
+        self.rows = torch.from_numpy(self.codes.astype(np.float64) * self.scale).float()
+
+    def manifest(self):
+        return {
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "scale": self.scale,
+            "base64": base64.b64encode(self.codes.tobytes()).decode(),
+        }
 
 
-def _write(path, data):
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+def _initial(holder, key):
+    """How a parameter starts: ("uniform" or "normal", scale) or (None, None)."""
+    owner, _, _ = key.rpartition(".")
+    module = holder.get_submodule(owner)
+    if isinstance(module, nn.Linear):
+        return "uniform", module.in_features**-0.5
+    if isinstance(module, nn.Embedding):
+        return "normal", 1.0
+    return None, None

@@ -19,10 +19,10 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from test_live import load_decoder
+from test_export import load_decoder
 
 from conftest import require_or_skip
-from genlib.live import run_onnx
+from genlib.export import run_onnx
 
 ROOT = Path(__file__).parents[1]
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"

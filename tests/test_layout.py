@@ -16,7 +16,16 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MODULES = sorted((ROOT / "genlib").rglob("*.py"))
 # Modules that serve all chapters and have none of their own (yet).
-SUPPORT = {"__init__", "data", "exercises", "live", "plot", "training", "widgets"}
+SUPPORT = {
+    "__init__",
+    "data",
+    "exercises",
+    "export",
+    "live",
+    "plot",
+    "training",
+    "widgets",
+}
 MAX_LINES = 40
 
 

@@ -9,11 +9,10 @@ import io
 import torch
 from torch import nn
 
-from genlib import live as export
+from genlib.export import MAX_WEIGHT, export_onnx
 from genlib.widgets.base import PageWidget, join_module, live_folder, read_styles
 
 MAX_POINTS = 2000  # what the map draws; more only overlap
-MAX_WEIGHT = 1_000_000  # bytes of one widget's files on a page
 
 
 class LatentExplorer(PageWidget):
@@ -125,7 +124,7 @@ class LatentExplorer(PageWidget):
         path = folder / f"{self.live}.onnx"
         page = {"widget": self.module, "spec": self.spec}
         example = torch.tensor([self.spec["start"], self.spec["a"]])
-        export.export_onnx(self._decoder, {"z": example}, path, ["x"], page)
+        export_onnx(self._decoder, {"z": example}, path, ["x"], page)
         weights = {
             name: value.detach().cpu().contiguous()
             for name, value in self._decoder.state_dict().items()

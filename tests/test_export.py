@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from genlib.live import ExportError, export_onnx, run_onnx
+from genlib.export import ExportError, export_onnx, run_onnx
 from genlib.vae import (
     VAE,
     ConvDecoder,
@@ -115,7 +115,7 @@ def test_the_export_leaves_the_model_as_it_is(tmp_path):
             "^operation aten._linalg_eigh",
         ),
         (lambda z: torch.special.bessel_j0(z), None, "^operation prims.bessel_j0"),
-        (lambda z: z if z.sum() > 0 else -z, None, "test_live.py, line"),
+        (lambda z: z if z.sum() > 0 else -z, None, "test_export.py, line"),
         (lambda z: z + torch.zeros(2, 2), None, "batch of 3"),
         (lambda z: z, {"z": torch.zeros(2, 2, dtype=torch.float64)}, "float64"),
         (lambda z: z, {"z": torch.tensor(1.0)}, "batch"),
@@ -136,7 +136,7 @@ def test_the_missing_extra_is_named(tmp_path, monkeypatch, missing):
 
 
 def test_the_extra_is_imported_when_it_is_used():
-    code = "import sys, genlib.live; print([m for m in sys.modules if 'onnx' in m])"
+    code = "import sys, genlib.export; print([m for m in sys.modules if 'onnx' in m])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert [m for m in eval(out.stdout) if m.startswith("onnx")] == []
 

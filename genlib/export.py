@@ -1,0 +1,489 @@
+"""Carry a model, or its training, from PyTorch to the page: as ONNX graphs.
+
+`export_onnx` writes the graph of a model, `export_program` those of a `Program`;
+beside them stands a manifest (JSON) with names, shapes and checksums. Nothing is
+written before ONNX Runtime has given PyTorch's numbers.
+
+Exporting needs the extra `genlib[export]`; nothing of it is imported before use.
+"""
+
+import copy
+import hashlib
+import importlib
+import json
+import logging
+import os
+import re
+import traceback
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from genlib.live import First, Normal, Rows, Run
+
+TOLERANCE = 1e-4  # float32 sums in another order differ by less
+
+
+class ExportError(RuntimeError):
+    """A model that cannot be carried to the page, with the reason."""
+
+
+def export_onnx(model, inputs, path, outputs, page=None):
+    """Export a module or function of tensors to one ONNX file; return its manifest.
+
+    `inputs` maps each input's name to an example tensor (B, ...), float32 or int64, in
+    the order in which `model` takes them; `outputs` names what it returns. Dimension 0
+    is the batch and stays free. Modules are exported in evaluation mode, on the CPU;
+    the model itself is left as it is. Before the file is written, ONNX Runtime must
+    give the same numbers as PyTorch within 1e-4, also for another batch size.
+
+    The manifest stands beside the file, with the suffix .json: `onnx` (file name),
+    `sha256`, `inputs` and `outputs` (name to shape); `page` is added to it as it is.
+
+    Raises ExportError, naming the operation that has no ONNX form or the tensor that
+    differs, and ImportError when `genlib[export]` is not installed.
+    """
+    onnx = _need("onnx", "onnxscript", "onnxruntime")[0]
+    path = Path(path)
+    examples = _examples(inputs)
+    module = _Traced(model)
+    proto = _trace(module, examples, outputs)
+    _strip(proto)
+    onnx.checker.check_model(proto)
+    data = proto.SerializeToString(deterministic=True)
+    for feeds in (examples, {k: torch.cat([v, v[:1]]) for k, v in examples.items()}):
+        _compare(module, data, feeds, outputs)
+
+    manifest = {
+        "onnx": path.name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "inputs": {x.name: _shape(x) for x in proto.graph.input},
+        "outputs": {x.name: _shape(x) for x in proto.graph.output},
+        **(page or {}),
+    }
+    text = json.dumps(manifest, separators=(",", ":"), allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, data)
+    _write(path.with_suffix(".json"), text.encode())
+    return manifest
+
+
+def run_onnx(source, feeds):
+    """Run an ONNX file (or its bytes) on one thread; return name to float array.
+
+    `feeds` maps each input's name to a tensor or array of the shape in the manifest.
+    """
+    onnxruntime = _need("onnxruntime")[0]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        source if isinstance(source, bytes) else str(source),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
+    wanted = [x.name for x in session.get_inputs()]
+    if set(feeds) != set(wanted):
+        raise ValueError(f"inputs {sorted(feeds)} given, the file takes {wanted}")
+    arrays = {name: np.asarray(value) for name, value in feeds.items()}
+    names = [x.name for x in session.get_outputs()]
+    return dict(zip(names, session.run(names, arrays), strict=True))
+
+
+def _need(*names):
+    """Import the export libraries, or say which extra brings them."""
+    try:
+        return [importlib.import_module(name) for name in names]
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"carrying a model to the page needs {error.name}, which is not "
+            "installed; pip install 'genlib[export]' brings it"
+        ) from error
+
+
+def _examples(inputs):
+    examples = {}
+    for name, x in inputs.items():
+        if x.dtype not in (torch.float32, torch.int64):
+            raise ExportError(
+                f"input {name} is {x.dtype}; a page takes float32 or int64"
+            )
+        if x.ndim == 0 or len(x) == 0:
+            raise ExportError(
+                f"input {name} has shape {tuple(x.shape)}; dimension 0 must be a batch"
+            )
+        x = x.detach().cpu()
+        # torch.export takes a batch of one for a constant
+        examples[name] = torch.cat([x, x]) if len(x) == 1 else x
+    return examples
+
+
+class _Traced(nn.Module):
+    """The model behind one signature, on the CPU, ready to be traced."""
+
+    def __init__(self, model):
+        super().__init__()
+        if isinstance(model, nn.Module):
+            model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+        self.model = model
+
+    def forward(self, *args):
+        return self.model(*args)
+
+
+def _trace(module, examples, outputs):
+    batch = torch.export.Dim("batch", min=1)
+    shapes = (tuple({0: batch} for _ in examples),)
+    return _to_onnx(module, tuple(examples.values()), list(examples), outputs, shapes)
+
+
+def _to_onnx(module, examples, inputs, outputs, dynamic_shapes=None):
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of torchvision, which nobody asked for
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                examples,
+                dynamo=True,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=dynamic_shapes,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises many kinds
+        raise ExportError(_reason(error)) from error
+    finally:
+        logger.setLevel(level)
+    return program.model_proto
+
+
+def _reason(error):
+    """One line out of an exporter's page: the operation, and the line that calls it."""
+    text, cause = "", error
+    while cause is not None:
+        text += f"{cause}\n"
+        cause, last = cause.__cause__, cause
+    op = re.search(r"op='([\w.]+)'", text)
+    line = re.findall(r'File "([^"]+)", line (\d+)', text)
+    own = [f"{Path(f).name}, line {n}" for f, n in line if "/torch/" not in f]
+    where = f" ({own[-1]})" if own else ""
+    if op:
+        return f"operation {op[1]}{where} has no ONNX form; replace it by others"
+    first = next((s for s in str(last).splitlines() if s.strip()), repr(last))
+    return f"the model cannot be traced{where}: {first.strip()}"
+
+
+def _strip(proto):
+    """Remove what names the exporting machine: stack traces and the like."""
+    graphs = [proto.graph, *proto.functions]
+    del proto.metadata_props[:]
+    for graph in graphs:
+        del graph.metadata_props[:]
+        for node in graph.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+    graph = proto.graph
+    for x in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]:
+        del x.metadata_props[:]
+    del graph.value_info[:]
+    graph.doc_string = proto.doc_string = ""
+
+
+def _compare(module, data, feeds, outputs):
+    batch = len(next(iter(feeds.values())))
+    try:
+        with torch.no_grad():
+            expected = module(*feeds.values())
+        got = run_onnx(data, feeds)
+    except Exception as error:  # of PyTorch or of ONNX Runtime
+        raise ExportError(f"the model fails for a batch of {batch}: {error}") from error
+    if isinstance(expected, torch.Tensor):
+        expected = [expected]
+    for name, value in zip(outputs, expected, strict=True):
+        if got[name].shape[:1] != value.shape[:1]:
+            raise ExportError(
+                f"output {name} has shape {got[name].shape} in ONNX Runtime and "
+                f"{tuple(value.shape)} in PyTorch: the batch does not stay free"
+            )
+        _same(f"output {name}", got[name], value.numpy())
+
+
+def _shape(value):
+    dims = value.type.tensor_type.shape.dim
+    return [d.dim_param or d.dim_value for d in dims]
+
+
+def _write(path, data):
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+# --- a program in the page ----------------------------------------------------------
+
+MAX_WEIGHT = 1_000_000  # bytes that one live figure may cost a page
+
+
+def export_program(program, path, page=None):
+    """Write a program's files for the page; return the manifest.
+
+    `path` names the manifest, such as live/gan/ring.json; beside it go ring.step.onnx,
+    any number of steps in one call (an ONNX Scan over the feeds), and ring.view.onnx.
+    `page` is added to the manifest. Before anything is written, ONNX Runtime must give
+    PyTorch's metrics, state and views.
+
+    Raises ExportError, naming the operation and the line that calls it, or what
+    differs; ValueError if the files are heavier than 1 MB.
+    """
+    onnx = _need("onnx", "onnxscript", "onnxruntime")[0]
+    path, data = Path(path), {}
+    for name, proto in ("step", _step_model(program)), ("view", _view_model(program)):
+        _strip(proto)
+        onnx.checker.check_model(proto)
+        data[name] = proto.SerializeToString(deterministic=True)
+    _compare_program(program, data)
+    manifest = {**(page or {}), "program": _describe(program)}
+    files = {path.with_name(f"{path.stem}.{name}.onnx"): data[name] for name in data}
+    for name, file in zip(data, files, strict=True):
+        digest = hashlib.sha256(data[name]).hexdigest()
+        manifest["program"][name] = {"onnx": file.name, "sha256": digest}
+    text = json.dumps(manifest, separators=(",", ":"), allow_nan=False) + "\n"
+    files[path] = text.encode()
+    size = sum(map(len, files.values()))
+    if size > MAX_WEIGHT:
+        raise ValueError(
+            f"{path.stem} would cost the page {size:,} bytes; at most {MAX_WEIGHT:,}: "
+            "use smaller tables or a smaller view"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        _write(file, content)
+    return manifest
+
+
+def _describe(program):
+    """What the page needs beside the graphs, as plain JSON: state, feeds, tables."""
+    feeds = {}
+    for name, feed in program.feeds.items():
+        if isinstance(feed, Normal):
+            feeds[name] = {"kind": "normal", "shape": list(feed.shape)}
+        elif isinstance(feed, Rows | First):
+            row = next(iter(program.tables[feed.table].values())).rows.shape[1:]
+            kind = "rows" if isinstance(feed, Rows) else "first"
+            shape = [feed.count, *row]
+            feeds[name] = {"kind": kind, "table": feed.table, "shape": shape}
+        else:
+            feeds[name] = {"kind": "scalar"}
+    init, values = program.starts()
+    return {
+        "state": program.size,
+        "init": init,
+        "values": values,
+        "feeds": feeds,
+        "step_inputs": program.step_feeds,
+        "view_inputs": list(program.feeds),
+        "phases": [
+            {"name": p.name, "every": p.every, "metrics": program.metrics_of[p.name]}
+            for p in program.phases
+        ],
+        "metrics": program.metrics,
+        "view_outputs": list(program.outputs),
+        "tables": {
+            name: {option: table.manifest() for option, table in options.items()}
+            for name, options in program.tables.items()
+        },
+    }
+
+
+def _step_model(program):
+    """Any number of training steps as one ONNX model: a Scan, its body one step."""
+    from onnx import TensorProto, helper
+
+    run = Run(program)
+    feeds = run.draw(1)
+    gates = [f"run_{phase.name}" for phase in program.phases]
+    rows = {name: tuple(feeds[name].shape) for name in program.step_feeds}
+    rows |= {gate: () for gate in gates}
+
+    nodes, state, version = [], "state", 0
+    for i, phase in enumerate(program.phases):
+        model = _phase_model(program, phase, run.state, feeds, state)
+        version = model.opset_import[0].version
+        state = "next_state" if phase is program.phases[-1] else f"state_{i + 1}"
+        outputs = [state, f"metrics_{phase.name}"]
+        branches = _branches(
+            model.graph, phase.name, len(program.metrics_of[phase.name])
+        )
+        nodes += [
+            helper.make_node("Cast", [f"run_{phase.name}"], [f"if_{i}"], to=9),  # bool
+            helper.make_node("If", [f"if_{i}"], outputs, **branches),
+        ]
+    metrics = [f"metrics_{phase.name}" for phase in program.phases]
+    nodes.append(helper.make_node("Concat", metrics, ["metrics"], axis=0))
+
+    def info(name, shape):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    size, count = [program.size], len(program.metrics)
+    body = helper.make_graph(
+        nodes,
+        "step",
+        [info("state", size), *(info(k, shape) for k, shape in rows.items())],
+        [info("next_state", size), info("metrics", [count])],
+    )
+    inputs, outputs = ["state", *rows], ["next_state", "metrics"]
+    scan = helper.make_node(
+        "Scan", inputs, outputs, body=body, num_scan_inputs=len(rows)
+    )
+    graph = helper.make_graph(
+        [scan],
+        "steps",
+        [info("state", size), *(info(k, ("K", *s)) for k, s in rows.items())],
+        [info("next_state", size), info("metrics", ["K", count])],
+    )
+    opset = [helper.make_opsetid("", version)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=10)
+
+
+def _phase_model(program, phase, state, feeds, name):
+    """The ONNX model of one phase alone: state and feeds -> new state and metrics."""
+
+    def function(state, *values):
+        named = dict(zip(program.step_feeds, values, strict=True))
+        state, metrics = program.run_phase(state, phase, named)
+        rows = [value.reshape(1) for value in metrics.values()]
+        return state, torch.cat(rows) if rows else torch.zeros(0)
+
+    examples = [state, *(feeds[k] for k in program.step_feeds)]
+    inputs = [name, *program.step_feeds]
+    return _trace_function(function, inputs, examples, ["next", "metrics"])
+
+
+def _branches(graph, name, metrics):
+    """The two bodies of a phase's If: run it, or leave the state as it is."""
+    from onnx import TensorProto, compose, helper, numpy_helper
+
+    state = graph.input[0].name
+    then = compose.add_prefix_graph(graph, f"{name}/", rename_inputs=False)
+    del then.input[:]  # they are found in the step around the branch
+    zeros = numpy_helper.from_array(np.zeros(metrics, np.float32))
+    outputs = [
+        helper.make_tensor_value_info(f"{name}/{key}_else", TensorProto.FLOAT, shape)
+        for key, shape in (("next", [None]), ("metrics", [metrics]))
+    ]
+    otherwise = helper.make_graph(
+        [
+            helper.make_node("Identity", [state], [outputs[0].name]),
+            helper.make_node("Constant", [], [outputs[1].name], value=zeros),
+        ],
+        f"{name} left out",
+        [],
+        outputs,
+    )
+    return {"then_branch": then, "else_branch": otherwise}
+
+
+def _view_model(program):
+    run = Run(program)
+    feeds = run.draw(0, view=True)
+
+    def function(state, *values):
+        return tuple(
+            program.view(state, dict(zip(feeds, values, strict=True))).values()
+        )
+
+    examples, outputs = [run.state, *feeds.values()], list(program.outputs)
+    return _trace_function(function, ["state", *feeds], examples, outputs)
+
+
+def _trace_function(function, inputs, examples, outputs):
+    """A function of tensors, gradients inside it included, as an ONNX model."""
+    from torch._decomp import core_aten_decompositions
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    table = core_aten_decompositions()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = make_fx(function, decomposition_table=table)(*examples)
+    except Exception as error:  # of PyTorch, of many kinds
+        raise ExportError(_reason(error)) from error
+    try:
+        return _to_onnx(_Traced(graph), tuple(examples), inputs, outputs)
+    except ExportError as error:
+        op = re.match(r"operation (?:aten|prims)[.:]+(\w+)", str(error))
+        line = op and _line_of(op[1], function, examples)
+        if not line:
+            raise
+        text = re.sub(
+            r" (\([^)]*\) )?has no ONNX", f" ({line}) has no ONNX", str(error)
+        )
+        raise ExportError(text) from error.__cause__
+
+
+class _Line(TorchDispatchMode):
+    """Remembers the first line outside torch that calls an operation."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.operation, self.line = operation, None
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.line is None and func._schema.name.endswith(f"::{self.operation}"):
+            for frame in reversed(traceback.extract_stack()):
+                if "/torch/" not in frame.filename and frame.filename != __file__:
+                    self.line = f"{Path(frame.filename).name}, line {frame.lineno}"
+                    break
+        return func(*args, **(kwargs or {}))
+
+
+def _line_of(operation, function, examples):
+    with _Line(operation) as mode:
+        function(*examples)
+    return mode.line
+
+
+def _compare_program(program, data, steps=3):
+    """Three steps and a view, here and in ONNX Runtime, from the same feeds."""
+    run = Run(program)
+    feeds = [run.draw(t) for t in range(1, steps + 1)]
+    gates = [run.gates(t, f) for t, f in enumerate(feeds, 1)]
+    given = {k: torch.stack([f[k] for f in feeds]) for k in program.step_feeds}
+    for phase in program.phases:
+        row = [float(gate[phase.name]) for gate in gates]
+        given[f"run_{phase.name}"] = torch.tensor(row)
+    got = run_onnx(data["step"], {"state": run.state, **given})
+    metrics, _ = run.step(steps)
+    _same("metrics", got["metrics"], metrics.numpy())
+    # Adam divides by the size of a gradient, so that rounding may move a weight whose
+    # gradient is all but zero: the state is compared as a whole.
+    gap = np.linalg.norm(got["next_state"] - run.state.numpy())
+    if not gap <= 1e-3 * max(1.0, float(run.state.norm())):
+        raise ExportError(f"the state after {steps} steps differs by {gap:.1g}")
+    view = {"state": run.state, **run.draw(0, view=True)}
+    got = run_onnx(data["view"], view) if program.outputs else {}
+    for name, value in run.view().items():
+        _same(f"view {name}", got[name], value.numpy())
+
+
+def _same(name, got, expected):
+    if got.shape != expected.shape:
+        raise ExportError(
+            f"{name} has shape {got.shape} in ONNX Runtime and {expected.shape} in "
+            "PyTorch"
+        )
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    gap = float(np.abs(got - expected).max(initial=0)) / scale
+    if not gap <= TOLERANCE:
+        raise ExportError(
+            f"{name} differs by {gap:.1g} between PyTorch and ONNX Runtime (at most "
+            f"{TOLERANCE:g} allowed)"
+        )
