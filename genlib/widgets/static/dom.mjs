@@ -54,6 +54,46 @@ export function readable(colour, background, least) {
   return `rgb(${end}, ${end}, ${end})`;
 }
 
+// Round steps for an axis: at most eight ticks within the range
+export function ticks([low, high]) {
+  const raw = (high - low) / 7;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
+  const out = [];
+  for (let k = Math.ceil(low / step); k * step <= high; k += 1) out.push(k * step);
+  return out;
+}
+
+// Decimals that tell neighbouring ticks apart
+export function places([first, second]) {
+  return Math.max(0, -Math.floor(Math.log10(second - first) + 1e-9)) || 0;
+}
+
+// The widget's colours as the page has them now: {ink, quiet, surface, ...} in "#rrggbb"
+export function pageColours(element) {
+  const context = document.createElement("canvas").getContext("2d");
+  const style = getComputedStyle(element);
+  const names = ["ink", "quiet", "surface", "raised", "line", "accent"];
+  return Object.fromEntries(
+    names.map((name) => {
+      context.fillStyle = style.getPropertyValue(`--gl-${name}`);
+      return [name, context.fillStyle];
+    }),
+  );
+}
+
+// A context that draws in CSS pixels, crisp on any screen; the canvas is emptied
+export function sheet(canvas, width, height) {
+  const scale = globalThis.devicePixelRatio || 1;
+  const [w, h] = [Math.round(width * scale), Math.round(height * scale)];
+  if (canvas.width !== w) canvas.width = w;
+  if (canvas.height !== h) canvas.height = h;
+  const context = canvas.getContext("2d");
+  context.setTransform(scale, 0, 0, scale, 0, 0);
+  context.clearRect(0, 0, width, height);
+  return context;
+}
+
 // Call f when the page switches between light and dark; returns what stops it
 export function onTheme(f) {
   const observer = new MutationObserver(f);

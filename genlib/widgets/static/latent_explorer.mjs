@@ -1,7 +1,7 @@
 // The latent explorer: a map of z to drag on, sliders, the decoded image, a walk A to B.
 // It draws; an engine (the kernel, or the page's own) decodes.
 import { LostKernel, kernelEngine, newestOnly } from "./engine.mjs";
-import { clamp, contrast, drawImage, h, number, onTheme, readable, rgb } from "./dom.mjs";
+import { clamp, contrast, drawImage, h, number, onTheme, places, readable, rgb, ticks } from "./dom.mjs";
 
 const FRAMES = 9; // pictures on the line from A to B
 const WALK_MS = 4000;
@@ -37,21 +37,6 @@ export function nearest(points, z) {
 // Latent coordinate -> position in 0..1 from the low end, and back
 export const toUnit = (value, [low, high]) => (value - low) / (high - low);
 export const fromUnit = (t, [low, high]) => low + t * (high - low);
-
-// Round steps for an axis: at most eight ticks within the range
-export function ticks([low, high]) {
-  const raw = (high - low) / 7;
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
-  const out = [];
-  for (let k = Math.ceil(low / step); k * step <= high; k += 1) out.push(k * step);
-  return out;
-}
-
-// Decimals that tell neighbouring ticks apart
-export function places([first, second]) {
-  return Math.max(0, -Math.floor(Math.log10(second - first) + 1e-9)) || 0;
-}
 
 // Mean absolute difference of two images, in per cent of the range 0..1
 export function changed(before, after) {
