@@ -115,6 +115,40 @@ class Adam:
         return w - lr * m_hat / (v_hat.sqrt() + self.eps), (m, v)
 
 
+class EarlyStopping:
+    """Watches a validation loss, keeps the weights that had the lowest.
+
+    Called with each new value it returns True when the last `patience` of them brought
+    nothing lower (Prechelt 1998, the idea behind his criteria); `restore` puts the
+    weights of the lowest one back into the module. `best` is that value.
+
+        stop = EarlyStopping(model, patience=5)
+        while not stop(validation_loss()):
+            train_a_little()
+        stop.restore()
+    """
+
+    def __init__(self, module, patience):
+        if patience < 1:
+            raise ValueError(f"patience is {patience}; it must be at least 1")
+        self.module, self.patience = module, patience
+        self.best, self.weights, self.since = math.inf, None, 0
+
+    def __call__(self, value):
+        value = float(value)
+        if value < self.best:
+            self.best, self.since = value, 0
+            self.weights = copy.deepcopy(self.module.state_dict())
+        else:  # NaN too
+            self.since += 1
+        return self.since >= self.patience
+
+    def restore(self):
+        if self.weights is None:
+            raise ValueError("no value was finite so far: there is nothing to restore")
+        self.module.load_state_dict(self.weights)
+
+
 class NonFiniteError(RuntimeError):
     """Training produced a NaN or an infinity; `history` ends just before it."""
 
@@ -183,19 +217,8 @@ def fit(step, batches, max_steps, *, checkpoint=None, progress=True):
     quiet = not progress or os.environ.get("TQDM_DISABLE", "0") != "0"
     with tqdm(total=max_steps, initial=history.steps, disable=quiet) as bar:
         for number in range(history.steps + 1, max_steps + 1):
-            try:
-                batch = next(batches)
-            except StopIteration:
-                raise ValueError(
-                    f"the batches ended after {number - 1} of {max_steps} steps; pass "
-                    "an endless iterator, as genlib.data.batches gives, or fewer steps"
-                ) from None
-            metrics = step(batch)
-            if not isinstance(metrics, dict):
-                raise TypeError(
-                    f"the step returned a {type(metrics).__name__}; return a dict of "
-                    'its metrics, such as {"loss": loss}'
-                )
+            metrics = step(next_batch(batches, number, max_steps))
+            check_metrics(metrics)
             pending.append({k: torch.as_tensor(v).detach() for k, v in metrics.items()})
             save = checkpoint is not None and number % checkpoint.every == 0
             # Reading a number makes a GPU wait for it, so read several at once.
@@ -207,6 +230,26 @@ def fit(step, batches, max_steps, *, checkpoint=None, progress=True):
             if save or (checkpoint is not None and number == max_steps):
                 checkpoint.save(history)
     return history
+
+
+def next_batch(batches, number, max_steps):
+    """The batch of step `number`; ValueError when the batches have ended."""
+    try:
+        return next(batches)
+    except StopIteration:
+        raise ValueError(
+            f"the batches ended after {number - 1} of {max_steps} steps; pass an "
+            "endless iterator, as genlib.data.batches gives, or fewer steps"
+        ) from None
+
+
+def check_metrics(metrics):
+    """TypeError unless a step returned a dict."""
+    if not isinstance(metrics, dict):
+        raise TypeError(
+            f"the step returned a {type(metrics).__name__}; return a dict of its "
+            'metrics, such as {"loss": loss}'
+        )
 
 
 def record(pending, history):
@@ -419,3 +462,100 @@ def check_fits(module, tensors, source):
                 f"there and {have.get(name, 'missing')} in this "
                 f"{type(module).__name__}. Build the model with the saved sizes"
             )
+
+
+# --- surfaces to walk on --------------------------------------------------------------
+
+
+def valley(w):
+    """Height of a long valley at points w (..., 2): (...). Curvatures 0.2 and 10."""
+    x, y = w.unbind(-1)
+    return 0.1 * x.square() + 5 * y.square()
+
+
+def slanted_valley(w):
+    """The same valley, turned by 45 degrees: (..., 2) -> (...)."""
+    x, y = w.unbind(-1)
+    return 0.05 * (x + y).square() + 2.5 * (y - x).square()
+
+
+def bend(w):
+    """A curved valley that ends in (1, 1), after Rosenbrock 1960: (..., 2) -> (...)."""
+    x, y = w.unbind(-1)
+    return 0.05 * (1 - x).square() + (y - x.square()).square()
+
+
+def two_valleys(w):
+    """Two valleys with a pass between; the right one is deeper: (..., 2) -> (...)."""
+    x, y = w.unbind(-1)
+    return (x.square() - 1).square() - 0.3 * x + 2 * y.square() + 0.30543
+
+
+SURFACES = {
+    "valley": valley,
+    "slanted valley": slanted_valley,
+    "bend": bend,
+    "two valleys": two_valleys,
+}
+START = (-1.8, 1.4)  # where every walk begins
+
+
+def mixed_surface(w, choice):
+    """The surface of number `choice` (a float), as a sum that needs no branch."""
+    weights = [torch.relu(1 - (choice - k).abs()) for k in range(len(SURFACES))]
+    heights = [surface(w) for surface in SURFACES.values()]
+    return sum(a * h for a, h in zip(weights, heights, strict=True))
+
+
+class Walker(nn.Module):
+    """A model with two weights: a place (2,) on a surface."""
+
+    def __init__(self, start=START):
+        super().__init__()
+        self.place = nn.Parameter(torch.tensor(start))
+
+
+def walk_loss(walker):
+    """The loss of one walker, for a `genlib.live.Phase`."""
+
+    def loss(surface, noise, eps, **_):
+        height = mixed_surface(walker.place, surface)
+        push = noise * (eps * walker.place).sum()  # adds noise * eps to the gradient
+        return {"loss": height + push, "height": height.clamp(min=1e-9)}
+
+    return loss
+
+
+def surface_program(width=2.2, points=72):
+    """Three walkers race down one surface, by SGD, momentum and Adam.
+
+    A `genlib.live.Program`. All get the same noise in their gradients. The views are
+    `places` (3, 2) and `heat` (points, points): the surface over -width..width in
+    terraces, 0 the lowest and 1 the highest.
+    """
+    from genlib.live import Choice, Normal, Phase, Program, Slider
+
+    optimizers = {"SGD": SGD(), "momentum": SGD(0.9), "Adam": Adam()}
+    walkers = {name: Walker() for name in optimizers}
+    axis = torch.linspace(-width, width, points)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # (y, x, 2)
+
+    def views(surface, **_):
+        heat = (1 + 10 * mixed_surface(grid, surface)).log()
+        places = torch.stack([walker.place for walker in walkers.values()])
+        return {"places": places, "heat": (16 * heat / heat.amax()).floor() / 16}
+
+    phases = [
+        Phase(name, name, walk_loss(walker), optimizers[name], lr=f"lr_{name}")
+        for name, walker in walkers.items()
+    ]
+    feeds = {
+        "surface": Choice(tuple(SURFACES), label="surface"),
+        "noise": Slider(0.0, 0.0, 3.0, label="noise in the gradient"),
+        "eps": Normal(2),
+    }
+    for name in walkers:
+        feeds[f"lr_{name}"] = Slider(
+            0.05, 0.002, 0.4, log=True, label=f"rate of {name}"
+        )
+    return Program(walkers, phases, feeds, views)
