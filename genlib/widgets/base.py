@@ -65,8 +65,11 @@ class PageWidget(anywidget.AnyWidget):
         self.live = live
         self.on_msg(self._answer)
 
-    def run(self, feeds):
-        """Answer one request: name to tensor in, name to float tensor out."""
+    def run(self, feeds, **call):
+        """Answer one request: name to tensor in, name to float tensor out.
+
+        `call` says what is asked, where a widget answers several things.
+        """
         raise NotImplementedError
 
     def poster(self):
@@ -87,7 +90,9 @@ class PageWidget(anywidget.AnyWidget):
                 name: torch.from_numpy(np.frombuffer(b, "<f4").reshape(shape).copy())
                 for (name, shape), b in zip(shapes, buffers, strict=True)
             }
-            outputs = {k: v.float().cpu() for k, v in self.run(feeds).items()}
+            call = content.get("call") or {}
+            outputs = self.run(feeds, **call)
+            outputs = {k: v.float().cpu() for k, v in outputs.items()}
         except Exception as error:  # shown in the widget, where the reader looks
             text = f"{type(error).__name__}: {error}"
             self.send({"run": content["run"], "error": text})

@@ -4,13 +4,12 @@ The map shows encoded data points (B, Z) coloured by class, as in Kingma and Wel
 (2014), figure 4; the picture beside it is the decoder's mean image at z.
 """
 
-import io
-
 import torch
 from torch import nn
 
 from genlib.export import MAX_WEIGHT, export_onnx
 from genlib.widgets.base import PageWidget, join_module, live_folder, read_styles
+from genlib.widgets.poster import small_png
 
 MAX_POINTS = 2000  # what the map draws; more only overlap
 
@@ -173,7 +172,7 @@ class LatentExplorer(PageWidget):
             right.imshow(grid, extent=(x0, x1, y0, y1), vmin=0, vmax=1)
             right.set(xlabel=f"$z_{{{i + 1}}}$")
             right.grid(False)
-            png = _small_png(fig)
+            png = small_png(fig)
         names = ", ".join(spec["classes"])
         return png, (
             f"Two panels over the same latent plane. Left: {len(points)} data points, "
@@ -253,15 +252,3 @@ def _rounded(x, decimals=3):
     if x.ndim > 1:
         return [_rounded(row, decimals) for row in x]
     return [round(value, decimals) for value in x.tolist()]
-
-
-def _small_png(fig):
-    """Save a figure as a PNG of 256 colours: a third of the size."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    fig.savefig(file, dpi=110, metadata={"Software": None})
-    image = Image.open(file).convert("RGB").quantize(256, kmeans=1, dither=0)
-    small = io.BytesIO()
-    image.save(small, "PNG", optimize=True)
-    return small.getvalue()

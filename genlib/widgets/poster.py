@@ -1,0 +1,139 @@
+"""The still picture of a training lab, drawn by matplotlib from the panels' layers."""
+
+import io
+
+import numpy as np
+
+
+def draw_poster(panels, frames):
+    """Draw panels (see `training_lab.panel`) as a small PNG; return its bytes.
+
+    `frames` are the views at several steps, name to tensor; the last one is shown, the
+    others are the path of a trail.
+    """
+    # Not through pyplot: a first pyplot figure inside rc_context would leave a
+    # notebook's inline figures switched off.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from genlib import plot
+
+    with mpl.rc_context(plot.STYLE):
+        fig = Figure(figsize=(3.7 * max(2, len(panels)), 3.7))
+        for n, spec in enumerate(panels):
+            ax = fig.add_subplot(1, len(panels), n + 1)
+            for k, layer in enumerate(spec["layers"]):
+                values = [_value(layer, frame) for frame in frames]
+                colour = layer.get("colour", plot.PALETTE[k % len(plot.PALETTE)])
+                DRAW[layer["mark"]](ax, spec, layer, values, colour)
+            _finish(ax, spec)
+        return small_png(fig)
+
+
+def _value(layer, frame):
+    return np.asarray(layer["fixed"] if "fixed" in layer else frame[layer["value"]])
+
+
+def _points(ax, spec, layer, values, colour):
+    size = layer.get("size", 2.5)
+    if "labels" not in layer:
+        ax.plot(*values[-1].T, "o", ms=size, color=colour, alpha=0.8)
+        return
+    for k, shade in enumerate(layer["colours"]):
+        own = values[-1][np.asarray(layer["labels"]) == k]
+        ax.plot(*own.T, "o", ms=size, color=shade, label=layer["classes"][k])
+
+
+def _heatmap(ax, spec, layer, values, colour):
+    low, high = layer["range"]
+    ax.imshow(
+        values[-1],
+        extent=spec["extent"],
+        origin="lower",
+        cmap=_heat(),
+        vmin=low,
+        vmax=high,
+        interpolation="bilinear",
+        aspect="auto",
+        zorder=0,
+    )
+
+
+def _heat():
+    """Purple to orange through white: what the page paints too."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("heat", ["#9970ab", "#f7f7f7", "#e08214"])
+
+
+def _lines(ax, spec, layer, values, colour):
+    for line in values[-1]:
+        ax.plot(*line.T, color=colour, lw=0.7)
+
+
+def _arrows(ax, spec, layer, values, colour):
+    x, y, dx, dy = (
+        values[-1].T * np.array([1, 1, layer["scale"], layer["scale"]])[:, None]
+    )
+    ax.quiver(
+        x, y, dx, dy, color=colour, angles="xy", scale_units="xy", scale=1, width=0.004
+    )
+
+
+def _trail(ax, spec, layer, values, colour):
+    from genlib.plot import PALETTE
+
+    path = np.stack(values)  # (frames, N, 2)
+    shades = layer.get("colours", PALETTE)
+    for n, label in enumerate(layer["labels"]):
+        ax.plot(*path[:, n].T, "-", lw=1.4, color=shades[n])
+        ax.plot(*path[-1, n], "o", ms=6, color=shades[n], label=label)
+    ax.legend(loc="upper right", fontsize=8)
+
+
+def _graph(ax, spec, layer, values, colour):
+    ax.plot(layer["x"], values[-1], color=colour, label=layer["label"])
+    if layer["label"]:
+        ax.legend(loc="upper right", fontsize=8)
+
+
+def _images(ax, spec, layer, values, colour):
+    from genlib.plot import image_grid
+
+    ax.imshow(
+        image_grid(values[-1], layer["cols"], gap=1, background=0.35), vmin=0, vmax=1
+    )
+
+
+DRAW = {
+    "points": _points,
+    "heatmap": _heatmap,
+    "lines": _lines,
+    "arrows": _arrows,
+    "trail": _trail,
+    "graph": _graph,
+    "images": _images,
+}
+
+
+def _finish(ax, spec):
+    ax.set_title(spec["title"])
+    if spec["extent"] is None:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+        return
+    x0, x1, y0, y1 = spec["extent"]
+    ax.set(xlim=(x0, x1), ylim=(y0, y1))
+    ax.set(xlabel=spec["labels"][0], ylabel=spec["labels"][1])
+
+
+def small_png(fig):
+    """Save a figure as a PNG of 256 colours: a third of the size."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    fig.savefig(file, dpi=110, metadata={"Software": None})
+    image = Image.open(file).convert("RGB").quantize(256, kmeans=1, dither=0)
+    small = io.BytesIO()
+    image.save(small, "PNG", optimize=True)
+    return small.getvalue()

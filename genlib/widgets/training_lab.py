@@ -1,0 +1,303 @@
+"""Train a program by hand: start it, move its settings, watch what it learns.
+
+The lab draws what the program's views give, in panels of a few kinds of marks: points,
+lines, arrows, heat maps, images. It knows no architecture; a new model needs no new
+code here.
+"""
+
+import torch
+
+from genlib.export import export_program
+from genlib.live import Choice, Run, Slider
+from genlib.widgets.base import PageWidget, join_module, live_folder, read_styles
+from genlib.widgets.poster import draw_poster
+
+MAX_RUNS = 4  # that one widget keeps in a kernel; the oldest goes first
+
+
+# --- what panels and curves are made of ---------------------------------------------
+
+
+def points(value, label="", **options):
+    """Points: a view's output (N, 2). Options: colour, size; labels, classes."""
+    return {"mark": "points", "value": value, "label": label, **options}
+
+
+def heatmap(value, label="", range=(0, 1), **options):
+    """A function of the plane: (H, W) over the panel's extent, row 0 at its bottom."""
+    return {"mark": "heatmap", "value": value, "label": label, "range": list(range)} | (
+        options
+    )
+
+
+def lines(value, label="", **options):
+    """Polylines: (L, P, 2). Options: colour."""
+    return {"mark": "lines", "value": value, "label": label, **options}
+
+
+def arrows(value, label="", scale=1.0, **options):
+    """Arrows: (N, 4), each x, y and its length in both; `scale` lengthens them."""
+    return {"mark": "arrows", "value": value, "label": label, "scale": scale} | options
+
+
+def trail(value, labels, **options):
+    """Moving points (N, 2), one name each, with the path they took since the start."""
+    return {"mark": "trail", "value": value, "labels": list(labels), **options}
+
+
+def graph(value, x, label="", **options):
+    """A function of one variable: (P,) over the numbers `x` (P,). Options: colour."""
+    x = [round(float(v), 4) for v in x]
+    return {"mark": "graph", "value": value, "x": x, "label": label, **options}
+
+
+def images(value, cols, label=""):
+    """Images (N, C, H, W) in 0..1, in rows of `cols`; they fill the panel."""
+    return {"mark": "images", "value": value, "cols": cols, "label": label}
+
+
+def panel(title, *layers, extent=None, axes=("", ""), draw=None, description=""):
+    """One picture: layers from the bottom up over `extent` (x0, x1, y0, y1).
+
+    `axes` names the axes; `draw` names a table whose rows the reader may draw here;
+    `description` is what a screen reader says.
+    """
+    return {
+        "title": title,
+        "layers": list(layers),
+        "extent": None if extent is None else [float(v) for v in extent],
+        "labels": list(axes),
+        "draw": draw,
+        "description": description or title,
+    }
+
+
+def curve(title, *series, unit="", log=False, lines=()):
+    """One plot over the steps. A series is a metric's name or (name, label).
+
+    A name may also be that of a view's output of one number. `lines` holds reference
+    values, (value, label) each.
+    """
+    return {
+        "title": title,
+        "series": [s if isinstance(s, tuple) else (s, s) for s in series],
+        "unit": unit,
+        "log": log,
+        "lines": [{"value": float(v), "label": label} for v, label in lines],
+    }
+
+
+# --- the widget ---------------------------------------------------------------------
+
+SHAPES = {  # what a mark takes, None being any number
+    "points": (None, 2),
+    "heatmap": (None, None),
+    "lines": (None, None, 2),
+    "arrows": (None, 4),
+    "trail": (None, 2),
+    "graph": (None,),
+    "images": (None, None, None, None),
+}
+
+
+class TrainingLab(PageWidget):
+    """A `Program` that the reader starts, steers and compares, with what it shows.
+
+    Args:
+        program: the training step and its views (`genlib.live.Program`).
+        panels: pictures, each made by `panel`.
+        curves: plots over the steps, each made by `curve`; by default all metrics.
+        live: where the page finds the exported program, such as "gan/ring"; None
+            keeps the widget in the notebook.
+        title: the heading.
+        seed: of the first run.
+        poster_steps: how many steps the still picture has seen.
+
+    Where the environment variable GENLIB_LIVE names a folder, `export` is called at
+    once, and the page's files are written there.
+
+    Raises ValueError, naming it, for a layer or curve that the program does not give.
+    """
+
+    module = "training_lab"
+    _esm = join_module("training_lab")
+    _css = read_styles("training_lab")
+
+    def __init__(
+        self,
+        program,
+        panels,
+        curves=None,
+        live=None,
+        title="Train it here",
+        seed=0,
+        poster_steps=300,
+    ):
+        self.program, self._poster_steps = program, poster_steps
+        curves = curves or [curve("metrics", *program.metrics)]
+        super().__init__(_spec(program, panels, curves, title, seed), live)
+        self._runs = {}
+        if live is not None and live_folder() is not None:
+            self.export(live_folder())
+
+    def __repr__(self):
+        where = f"{self.live}: " if self.live else ""
+        phases = ", ".join(phase.name for phase in self.program.phases)
+        return f"TrainingLab({where}{phases}; {self.program.size:,} numbers of state)"
+
+    # --- requests of the front end ----------------------------------------------------
+
+    def run(self, feeds, op, key, **call):
+        """Answer one request about the run `key`, that of one front end."""
+        if op == "reset":
+            self._reset(key, call["seed"])
+            return {}
+        if op == "close":
+            self._runs.pop(key, None)
+            return {}
+        if key not in self._runs:
+            raise LookupError(
+                "RunLost: this run is no longer in the kernel; Reset starts anew"
+            )
+        run = self._runs[key]
+        return getattr(self, f"_do_{op}")(run, feeds, **call) or {}
+
+    def _reset(self, key, seed):
+        run = self._runs.pop(key, None) or Run(self.program)
+        run.reset(int(seed))
+        self._runs[key] = run
+        for oldest in list(self._runs)[:-MAX_RUNS]:
+            del self._runs[oldest]
+
+    def _do_step(self, run, feeds, n, scalars, gates=None, view=False):
+        gates = gates and {name: bool(value) for name, value in gates.items()}
+        metrics, ran = run.step(int(n), gates, **scalars)
+        outputs = {"metrics": metrics, "gates": ran, "step": _number(run.steps)}
+        return outputs | (run.view(**scalars) if view else {})
+
+    def _do_view(self, run, feeds, scalars, slot="now"):
+        if slot == "kept" and run.kept is None:
+            raise ValueError("no state is kept yet")
+        steps = run.kept[1] if slot == "kept" else run.steps
+        return {"step": _number(steps)} | run.view(slot == "kept", **scalars)
+
+    def _do_keep(self, run, feeds):
+        run.keep()
+
+    def _do_choose(self, run, feeds, table, name):
+        run.choose(table, name)
+
+    def _do_table(self, run, feeds, table):
+        run.replace(table, feeds["rows"])
+
+    def _do_state(self, run, feeds):
+        return {"state": run.state, "step": _number(run.steps)}
+
+    # --- paper and page ---------------------------------------------------------------
+
+    def export(self, folder):
+        """Write <live>.json, .step.onnx and .view.onnx under `folder`, for the page."""
+        page = {"widget": self.module, "spec": self.spec}
+        export_program(self.program, folder / f"{self.live}.json", page)
+
+    def describe(self):
+        titles = "; ".join(p["title"].lower() for p in self.spec["panels"])
+        steps = self._poster_steps
+        return f"{self.spec['title']}. After {steps} training steps: {titles}."
+
+    def poster(self):
+        run = Run(self.program, self.spec["seed"])
+        paths = []
+        for _ in range(30):
+            run.step(max(1, self._poster_steps // 30))
+            paths.append(run.view())
+        alt = f"After {run.steps} training steps. " + " ".join(
+            p["description"].rstrip(".") + "." for p in self.spec["panels"]
+        )
+        return draw_poster(self.spec["panels"], paths), alt
+
+
+def _number(value):
+    return torch.tensor([float(value)])
+
+
+def _spec(program, panels, curves, title, seed):
+    """Return all that the module draws, as plain JSON."""
+    for p in panels:
+        for layer in p["layers"]:
+            _check_layer(p, layer, program.outputs)
+        if p["draw"] is not None and p["draw"] not in program.tables:
+            raise ValueError(
+                f"panel {p['title']!r} draws {p['draw']!r}; the tables are "
+                f"{', '.join(program.tables) or 'none'}"
+            )
+    several = len(program.phases) > 1
+    return {
+        "title": title,
+        "seed": seed,
+        "controls": [
+            _control(name, feed)
+            for name, feed in program.feeds.items()
+            if isinstance(feed, Slider | Choice)
+        ],
+        "tables": [
+            {"name": name, "label": name, "options": list(options)}
+            | {
+                "draw": next(
+                    (i for i, p in enumerate(panels) if p["draw"] == name), None
+                )
+            }
+            for name, options in program.tables.items()
+        ],
+        "phases": [phase.name for phase in program.phases] if several else [],
+        "curves": [c | {"series": _series(program, c)} for c in curves],
+        "panels": list(panels),
+    }
+
+
+def _check_layer(p, layer, outputs):
+    if "fixed" in layer:
+        return
+    name, wanted = layer["value"], SHAPES[layer["mark"]]
+    if name not in outputs:
+        raise ValueError(
+            f"panel {p['title']!r} shows {name!r}; the views give "
+            f"{', '.join(outputs) or 'nothing'}"
+        )
+    shape = outputs[name]
+    fits = len(shape) == len(wanted) and all(
+        w in (None, s) for s, w in zip(shape, wanted, strict=True)
+    )
+    if not fits:
+        text = ", ".join("N" if w is None else str(w) for w in wanted)
+        raise ValueError(
+            f"panel {p['title']!r}: {layer['mark']} take ({text}), {name} is {shape}"
+        )
+
+
+def _control(name, feed):
+    control = {"name": name, "label": feed.label or name, "value": feed.value}
+    if isinstance(feed, Choice):
+        return control | {"kind": "choice", "options": list(feed.options)}
+    return control | {
+        "kind": "slider",
+        "min": feed.low,
+        "max": feed.high,
+        "log": feed.log,
+        "integer": feed.integer,
+    }
+
+
+def _series(program, curve):
+    found = []
+    for name, label in curve["series"]:
+        if name in program.metrics:
+            found.append({"metric": name, "label": label})
+        elif program.outputs.get(name, (0, 0)) in ((), (1,)):
+            found.append({"view": name, "label": label})
+        else:
+            have = [*program.metrics, *(k for k, s in program.outputs.items() if not s)]
+            raise ValueError(
+                f"curve {curve['title']!r} shows {name!r}; there are {', '.join(have)}"
+            )
+    return found
