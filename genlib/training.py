@@ -542,8 +542,12 @@ def surface_program(width=2.2, points=72):
 
     def views(surface, **_):
         heat = (1 + 10 * mixed_surface(grid, surface)).log()
+        heat = heat / heat.amax((0, 1))
+        heat = heat - (2 * math.pi * 12 * heat).sin() / (
+            2 * math.pi * 12
+        )  # 12 terraces
         places = torch.stack([walker.place for walker in walkers.values()])
-        return {"places": places, "heat": (16 * heat / heat.amax()).floor() / 16}
+        return {"places": places, "heat": heat}
 
     phases = [
         Phase(name, name, walk_loss(walker), optimizers[name], lr=f"lr_{name}")
