@@ -34,7 +34,7 @@ function offer(place) {
       const focused = poster.contains(document.activeElement);
       poster.hidden = true;
       place.append(element);
-      if (focused) element.querySelector(FOCUSABLE)?.focus({ preventScroll: true });
+      if (focused) (element.querySelector("[data-first]") ?? element.querySelector(FOCUSABLE))?.focus({ preventScroll: true });
     } catch (error) {
       start.remove();
       poster.style.cursor = "";
@@ -63,10 +63,10 @@ async function bringToLife(widget, live, progress) {
     }),
     styles(at(`../widgets/${widget}.css`)),
   ]);
-  const engine = await pageEngine(new URL(manifest.onnx, manifestUrl), progress);
+  const engine = await pageEngine(manifest, manifestUrl, progress);
   const element = document.createElement("div");
   const model = { engine, get: (name) => (name === "spec" ? manifest.spec : undefined) };
-  module.render({ model, el: element });
+  module.render({ model, el: element, started: true });
   return element;
 }
 

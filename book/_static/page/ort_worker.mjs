@@ -1,6 +1,6 @@
 // The worker in which ONNX Runtime Web computes, so that the page stays responsive.
 let runtime = null;
-const sessions = new Map();
+const entries = new Map(); // key -> {run(call, inputs), sessions}
 let count = 0;
 
 async function start(vendor, progress) {
@@ -37,44 +37,80 @@ async function read(url, progress) {
   return whole.buffer;
 }
 
-async function load(url, vendor, progress) {
+function runtimeFrom(vendor, progress) {
   runtime ??= start(vendor, progress).catch((error) => {
     runtime = null; // a later widget may try again
     throw error;
   });
-  const [ort, graph] = await Promise.all([runtime, read(url, () => {})]);
-  const session = await ort.InferenceSession.create(new Uint8Array(graph), {
-    executionProviders: ["wasm"],
-  });
+  return runtime;
+}
+
+async function open(ort, graph) {
+  return ort.InferenceSession.create(new Uint8Array(graph), { executionProviders: ["wasm"] });
+}
+
+function keep(entry) {
   count += 1;
-  sessions.set(count, { ort, session });
+  entries.set(count, entry);
   return count;
 }
 
-async function run(key, inputs) {
-  const entry = sessions.get(key);
-  const feeds = Object.fromEntries(
-    Object.entries(inputs).map(([name, { data, shape }]) => [name, new entry.ort.Tensor("float32", data, shape)]),
-  );
-  const outputs = await entry.session.run(feeds);
-  return Object.fromEntries(
-    Object.entries(outputs).map(([name, tensor]) => [name, { data: tensor.data.slice(), shape: [...tensor.dims] }]),
-  );
+// One graph, which answers name to tensor with name to tensor
+async function loadGraph(url, vendor, progress) {
+  const [ort, graph] = await Promise.all([runtimeFrom(vendor, progress), read(url, () => {})]);
+  const session = await open(ort, graph);
+  const run = async (_, inputs) => {
+    const feeds = Object.entries(inputs).map(([name, { data, shape }]) => [name, new ort.Tensor("float32", data, shape)]);
+    const outputs = await session.run(Object.fromEntries(feeds));
+    return Object.fromEntries(
+      Object.entries(outputs).map(([name, tensor]) => [name, { data: tensor.data.slice(), shape: [...tensor.dims] }]),
+    );
+  };
+  return keep({ run, sessions: [session] });
 }
 
-async function answer({ id, load: url, vendor, run: key, inputs, release }) {
-  if (url) return load(url, vendor, (progress) => postMessage({ id, progress }));
-  if (release) {
-    await sessions.get(release)?.session.release();
-    sessions.delete(release);
-    return true;
-  }
-  return run(key, inputs);
+// A training program: its two graphs, and what feeds them
+async function loadProgram(program, base, vendor, progress) {
+  const graph = ({ onnx }) => read(new URL(onnx, base).href, () => {});
+  const [{ makeProgram }, ort, ...graphs] = await Promise.all([
+    import("./program.mjs").catch(() => missing("program.mjs")),
+    runtimeFrom(vendor, progress),
+    graph(program.step),
+    graph(program.view),
+  ]);
+  const sessions = [await open(ort, graphs[0]), await open(ort, graphs[1])];
+  const tensor = (data, shape) => new ort.Tensor("float32", data, shape);
+  return keep({ run: makeProgram(program, ...sessions, tensor), sessions });
+}
+
+async function release(key) {
+  const { sessions } = entries.get(key);
+  entries.delete(key);
+  await Promise.all(sessions.map((session) => session.release()));
+}
+
+// The runtime computes one thing at a time; requests take turns
+let turn = Promise.resolve();
+
+function inTurn(work) {
+  const result = turn.then(work);
+  turn = result.catch(() => {});
+  return result;
+}
+
+async function answer({ id, vendor, ...asked }) {
+  const progress = (bytes) => postMessage({ id, progress: bytes });
+  if (asked.load) return loadGraph(asked.load, vendor, progress);
+  if (asked.program) return loadProgram(asked.program, asked.base, vendor, progress);
+  if (asked.release) return inTurn(() => release(asked.release));
+  return inTurn(() => entries.get(asked.run).run(asked.call, asked.inputs));
 }
 
 onmessage = async ({ data }) => {
   try {
-    postMessage({ id: data.id, result: await answer(data) });
+    const result = await answer(data);
+    const buffers = Object.values(result ?? {}).flatMap((x) => (x.data ? [x.data.buffer] : []));
+    postMessage({ id: data.id, result }, buffers);
   } catch (error) {
     postMessage({ id: data.id, error: error.message ?? String(error) });
   }

@@ -32,23 +32,24 @@ function ask(message, transfer, progress) {
   });
 }
 
-// Load the graph at `url`; `progress` is told, in words, how far it is
-export async function pageEngine(url, progress) {
-  const session = await ask(
-    { load: url.href, vendor: vendor.href },
-    [],
-    (bytes) => progress(`Loading the decoder: ${(bytes / 1e6).toFixed(1)} of 14 MB`),
-  );
+const told = (progress) => (bytes) => progress(`Loading what runs the model: ${(bytes / 1e6).toFixed(1)} of 14 MB`);
+
+// Load one graph, or a training program with its two; `progress` is told, in words,
+// how far it is
+export async function pageEngine(manifest, url, progress) {
+  const { program } = manifest;
+  const what = program ? { program, base: url.href } : { load: new URL(manifest.onnx, url).href };
+  const entry = await ask({ ...what, vendor: vendor.href }, [], told(progress));
   return {
-    run(inputs) {
+    run(inputs, call = null) {
       const copies = Object.fromEntries(
         Object.entries(inputs).map(([name, { data, shape }]) => [name, { data: data.slice(), shape }]),
       );
       const transfer = Object.values(copies).map(({ data }) => data.buffer);
-      return ask({ run: session, inputs: copies }, transfer);
+      return ask({ run: entry, inputs: copies, call }, transfer);
     },
     close() {
-      ask({ release: session }, []);
+      ask({ release: entry }, []);
     },
   };
 }

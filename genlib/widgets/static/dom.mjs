@@ -1,5 +1,11 @@
 // Small helpers that every widget needs.
 
+// The book's palette (Paul Tol's "muted" scheme), as in genlib/plot.py
+export const PALETTE = [
+  "#332288", "#cc6677", "#117733", "#ddcc77", "#88ccee",
+  "#882255", "#44aa99", "#999933", "#aa4499", "#222222",
+];
+
 // h("button", {class: "a", onclick: f}, "text", child) -> element
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);

@@ -1,5 +1,6 @@
 // What a widget asks for numbers. An engine is {run, watch, close}:
-//   run({z: {data, shape}}) -> Promise of {x: {data, shape}}, data being Float32Array;
+//   run({z: {data, shape}}, call) -> Promise of {x: {data, shape}}, data being
+//     Float32Array; `call` is plain JSON that says what is wanted, or null;
 //   watch(f) calls f("ready" | "waiting" | "lost") when the state changes;
 //   close() lets go of everything.
 
@@ -57,7 +58,7 @@ export function kernelEngine(model) {
   lost.forEach((event) => model.on(event, onLost));
 
   return {
-    run(inputs) {
+    run(inputs, call = null) {
       const id = `${key}:${(count += 1)}`;
       const shapes = Object.fromEntries(
         Object.entries(inputs).map(([name, { shape }]) => [name, shape]),
@@ -67,7 +68,7 @@ export function kernelEngine(model) {
         const timer = setTimeout(() => report("waiting"), 2000);
         open.set(id, { resolve, reject, timer });
         try {
-          model.send({ run: id, inputs: shapes }, undefined, buffers);
+          model.send({ run: id, inputs: shapes, call }, undefined, buffers);
           // The notebook's server holds its answer back until the browser has
           // acknowledged what it sent before (Nagle's algorithm), up to 40 ms; a word
           // more carries that acknowledgement.

@@ -1,0 +1,408 @@
+// A panel of a training lab: layers over one plane (or a grid of images), drawn from what
+// the engine's view returns. A layer's `value` names an output, `fixed` is constant data.
+import { PALETTE, clamp, contrast, h, number, pageColours, places, readable, rgb, sheet, ticks } from "./dom.mjs";
+
+const HEAT = { light: ["#eebd7e", "#8cc0e8"], dark: ["#7a4a14", "#1d5580"] }; // low, high
+const TRAIL = 1500; // points of a path before every second one is dropped
+const ARROW = 4; // length of an arrow's head, in pixels
+
+// A nested list -> {data, shape}
+export function flatten(list) {
+  const shape = [];
+  for (let at = list; Array.isArray(at); [at] = at) shape.push(at.length);
+  return { data: Float32Array.from(list.flat(shape.length)), shape };
+}
+
+// Width over height: true to scale where both axes measure alike
+export function aspectOf({ extent, layers }, outputs = {}) {
+  const images = layers.find(({ mark }) => mark === "images");
+  if (images) {
+    const { shape } = layerData(images, outputs) ?? { shape: [1, 1, 1, 1] };
+    const [n, , height, width] = shape;
+    const cols = Math.min(n, images.cols ?? n);
+    return (cols * (width + 1) - 1) / (Math.ceil(n / cols) * (height + 1) - 1);
+  }
+  const [x0, x1, y0, y1] = extent;
+  const ratio = (x1 - x0) / (y1 - y0);
+  return ratio >= 0.5 && ratio <= 2 ? ratio : 1.25;
+}
+
+function layerData(layer, outputs) {
+  if (layer.fixed !== undefined) {
+    fixed.has(layer) || fixed.set(layer, flatten(layer.fixed));
+    return fixed.get(layer);
+  }
+  return outputs[layer.value];
+}
+const fixed = new WeakMap();
+
+// `hidden` is a set of layers, shared with the panel of the kept state
+export function makePanel(spec, hidden) {
+  const text = [spec.title, spec.description].filter(Boolean).join(". ");
+  const canvas = h("canvas", { role: "img", "aria-label": text });
+  const frame = h("div", { class: "gl-frame" }, canvas);
+  const name = h("p", { class: "gl-name" }, spec.title);
+  const element = h("div", { class: "gl-panel" }, name, frame);
+  const trails = new Map(); // layer -> {points, every, count}
+  let outputs = {};
+  let box = [0, 0];
+
+  function measure() {
+    const ratio = aspectOf(spec, outputs);
+    if (frame.style.aspectRatio !== String(ratio)) frame.style.aspectRatio = ratio;
+    box = [frame.clientWidth, frame.clientHeight];
+  }
+
+  function place([x, y]) {
+    const [x0, x1, y0, y1] = spec.extent;
+    return [((x - x0) / (x1 - x0)) * box[0], (1 - (y - y0) / (y1 - y0)) * box[1]];
+  }
+
+  function draw() {
+    measure();
+    const [width, height] = box;
+    if (!width || !height) return;
+    const colours = pageColours(element);
+    const dark = contrast(rgb(colours.surface), [0, 0, 0]) < 5;
+    const context = sheet(canvas, width, height);
+    context.fillStyle = colours.surface;
+    context.fillRect(0, 0, width, height);
+    const tools = { context, place, colours, dark, width, height, extent: spec.extent, order: spec.layers };
+    const shown = spec.layers.filter((layer) => !hidden.has(layer));
+    const under = ({ mark }) => mark === "heatmap" || mark === "images";
+    for (const layer of shown.filter(under)) drawLayer(layer, tools);
+    if (spec.extent) drawGrid(tools);
+    for (const layer of shown.filter((layer) => !under(layer))) drawLayer(layer, tools);
+    if (spec.extent) drawNames(tools, spec.labels ?? []);
+  }
+
+  function drawLayer(layer, tools) {
+    const data = layer.mark === "trail" ? trails.get(layer) : layerData(layer, outputs);
+    if (data) MARKS[layer.mark](data, layer, tools);
+  }
+
+  function follow(layer, { data, shape: [n] }) {
+    const path = trails.get(layer) ?? { rows: [], every: 1, seen: 0, n };
+    if (path.seen % path.every === 0) path.rows.push(data.slice());
+    path.newest = data;
+    path.seen += 1;
+    if (path.rows.length > TRAIL) {
+      path.rows = path.rows.filter((_, i) => i % 2 === 0);
+      path.every *= 2;
+    }
+    trails.set(layer, path);
+  }
+
+  return {
+    element,
+    canvas,
+    frame,
+    name,
+    extent: spec.extent,
+    place,
+    draw,
+    size: () => box,
+    show(next, moved = true) {
+      outputs = next;
+      for (const layer of spec.layers) {
+        if (layer.mark === "trail" && moved && next[layer.value]) follow(layer, next[layer.value]);
+      }
+      draw();
+    },
+    reset: () => trails.clear(),
+    // What the panel shows, for a second one to hold
+    copy: () => ({ outputs, trails: new Map([...trails].map(([k, v]) => [k, { ...v, rows: v.rows.slice() }])) }),
+    paste(copy) {
+      outputs = copy.outputs;
+      copy.trails.forEach((path, layer) => trails.set(layer, path));
+      draw();
+    },
+  };
+}
+
+// --- Axes ---------------------------------------------------------------------------
+
+function drawGrid({ context, place, colours, extent, width, height }) {
+  const [x0, x1, y0, y1] = extent;
+  context.lineWidth = 1;
+  context.strokeStyle = colours.line;
+  const line = (from, to) => {
+    context.beginPath();
+    context.moveTo(...from);
+    context.lineTo(...to);
+    context.stroke();
+  };
+  for (const value of ticks([x0, x1])) {
+    const x = Math.round(place([value, 0])[0]) + 0.5;
+    context.globalAlpha = value === 0 ? 0.9 : 0.35;
+    line([x, 0], [x, height]);
+  }
+  for (const value of ticks([y0, y1])) {
+    const y = Math.round(place([0, value])[1]) + 0.5;
+    context.globalAlpha = value === 0 ? 0.9 : 0.35;
+    line([0, y], [width, y]);
+  }
+  context.globalAlpha = 1;
+}
+
+// Numbers and names inside the frame, on a thin halo
+function drawNames({ context, place, colours, extent, width, height }, [across = "", up = ""]) {
+  const write = (text, x, y, align, colour) => {
+    context.textAlign = align;
+    context.lineWidth = 3;
+    context.lineJoin = "round";
+    context.strokeStyle = colours.surface;
+    context.strokeText(text, x, y);
+    context.fillStyle = colour;
+    context.fillText(text, x, y);
+  };
+  const [x0, x1, y0, y1] = extent;
+  context.font = "italic 12px system-ui, sans-serif";
+  context.textBaseline = "alphabetic";
+  const room = context.measureText(across).width + 24;
+  write(across, width - 6, height - 6, "right", colours.ink);
+  write(up, 6, 14, "left", colours.ink);
+  context.font = "10.5px system-ui, sans-serif";
+  const thin = (all) => all.filter((_, i) => all.length < (width < 260 ? 4 : 6) || i % 2 === 0);
+  const columns = thin(ticks([x0, x1]));
+  for (const value of columns) {
+    const x = place([value, 0])[0];
+    if (x > 24 && x < width - Math.max(16, room)) write(number(value, places(columns)), x, height - 5, "center", colours.quiet);
+  }
+  const rows = thin(ticks([y0, y1]));
+  for (const value of rows) {
+    const y = place([0, value])[1];
+    if (y > 26 && y < height - 18) write(number(value, places(rows)), 5, y + 3.5, "left", colours.quiet);
+  }
+}
+
+// --- Marks ---------------------------------------------------------------------------
+
+// The colour of a layer, or of class k in it; lighter on a dark page
+function tint(layer, { colours, dark, order }, k = null) {
+  const at = (k ?? order.indexOf(layer)) % PALETTE.length;
+  const colour = k === null ? (layer.colour ?? PALETTE[at]) : (layer.colours?.[k] ?? PALETTE[at]);
+  return dark ? readable(colour, colours.surface, 3.6) : colour;
+}
+
+// The colours of a heat map: from low over the page's own ground to high
+export function heatColours({ colours, dark }) {
+  const [low, high] = HEAT[dark ? "dark" : "light"].map(rgb);
+  const middle = rgb(colours.surface);
+  return Array.from({ length: 256 }, (_, i) => {
+    const t = i / 127.5 - 1;
+    const end = t < 0 ? low : high;
+    return middle.map((v, c) => Math.round(v + Math.abs(t) * (end[c] - v)));
+  });
+}
+
+function heatmap({ data, shape: [rows, cols] }, { range }, tools) {
+  const { context, width, height } = tools;
+  const [low, high] = range ?? [Math.min(...data), Math.max(...data)];
+  const table = heatColours(tools);
+  const pixels = new ImageData(cols, rows);
+  for (let r = 0; r < rows; r += 1) {
+    for (let c = 0; c < cols; c += 1) {
+      const value = data[(rows - 1 - r) * cols + c]; // row 0 is the lowest
+      if (!Number.isFinite(value)) continue;
+      const colour = table[Math.round(clamp((value - low) / (high - low), 0, 1) * 255)];
+      const at = 4 * (r * cols + c);
+      pixels.data.set(colour, at);
+      pixels.data[at + 3] = 255;
+    }
+  }
+  const small = new OffscreenCanvas(cols, rows);
+  small.getContext("2d").putImageData(pixels, 0, 0);
+  context.imageSmoothingEnabled = true;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(small, 0, 0, width, height);
+}
+
+function images({ data, shape: [n, channels, h, w] }, { cols = n }, { context, width, height, colours }) {
+  const rows = Math.ceil(n / cols);
+  const pixels = new ImageData(cols * (w + 1) - 1, rows * (h + 1) - 1);
+  const gap = rgb(colours.line);
+  for (let i = 0; i < pixels.data.length; i += 4) pixels.data.set([...gap, 255], i);
+  for (let i = 0; i < n; i += 1) {
+    const [top, left] = [Math.floor(i / cols) * (h + 1), (i % cols) * (w + 1)];
+    for (let p = 0; p < h * w; p += 1) {
+      const at = 4 * ((top + Math.floor(p / w)) * pixels.width + left + (p % w));
+      for (let c = 0; c < 3; c += 1) {
+        pixels.data[at + c] = 255 * data[(i * channels + (channels === 3 ? c : 0)) * h * w + p];
+      }
+    }
+  }
+  const small = new OffscreenCanvas(pixels.width, pixels.height);
+  small.getContext("2d").putImageData(pixels, 0, 0);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(small, 0, 0, width, height);
+}
+
+function points({ data, shape: [n] }, layer, tools) {
+  const { context, place, colours } = tools;
+  const labels = layer.labels ?? null;
+  const radius = layer.size ?? 2.4;
+  const groups = new Map();
+  for (let i = 0; i < n; i += 1) {
+    const label = labels ? labels[i] : 0;
+    if (!groups.has(label)) groups.set(label, []);
+    groups.get(label).push(place([data[2 * i], data[2 * i + 1]]));
+  }
+  context.strokeStyle = colours.surface;
+  context.lineWidth = 1.4;
+  for (const [label, group] of groups) {
+    context.fillStyle = tint(layer, tools, labels && label);
+    context.beginPath();
+    for (const [x, y] of group) {
+      context.moveTo(x + radius, y);
+      context.arc(x, y, radius, 0, 2 * Math.PI);
+    }
+    context.globalAlpha = 0.5;
+    context.stroke();
+    context.globalAlpha = 0.85;
+    context.fill();
+  }
+  context.globalAlpha = 1;
+  if (layer.classes && groups.size <= 12) nameClasses(groups, layer, tools);
+}
+
+// Each class named at its median: colour is not the only sign
+function nameClasses(groups, layer, tools) {
+  const { context, colours } = tools;
+  const middle = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
+  context.font = "bold 11px system-ui, sans-serif";
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  for (const [label, group] of groups) {
+    const [x, y] = [0, 1].map((d) => middle(group.map((p) => p[d])));
+    const text = layer.classes[label];
+    const width = Math.max(16, context.measureText(text).width + 8);
+    const shade = tint(layer, tools, label);
+    context.fillStyle = shade;
+    context.strokeStyle = colours.surface;
+    context.lineWidth = 1.5;
+    context.beginPath();
+    context.roundRect(x - width / 2, y - 8, width, 16, 8);
+    context.fill();
+    context.stroke();
+    context.fillStyle = contrast(rgb(shade), [255, 255, 255]) > contrast(rgb(shade), [0, 0, 0]) ? "#fff" : "#000";
+    context.fillText(text, x, y + 0.5);
+  }
+}
+
+function lines({ data, shape: [count, length] }, layer, tools) {
+  const { context, place } = tools;
+  context.strokeStyle = tint(layer, tools);
+  context.lineWidth = layer.size ?? 1;
+  context.globalAlpha = 0.75;
+  context.beginPath();
+  for (let i = 0; i < count; i += 1) {
+    for (let k = 0; k < length; k += 1) {
+      const at = 2 * (i * length + k);
+      context[k ? "lineTo" : "moveTo"](...place([data[at], data[at + 1]]));
+    }
+  }
+  context.stroke();
+  context.globalAlpha = 1;
+}
+
+function arrows({ data, shape: [n] }, layer, tools) {
+  const { context, place } = tools;
+  const scale = layer.scale ?? 1;
+  context.strokeStyle = tint(layer, tools);
+  context.lineWidth = 1.2;
+  context.beginPath();
+  for (let i = 0; i < n; i += 1) {
+    const [x, y, dx, dy] = data.subarray(4 * i, 4 * i + 4);
+    const from = place([x, y]);
+    const to = place([x + scale * dx, y + scale * dy]);
+    const length = Math.hypot(to[0] - from[0], to[1] - from[1]);
+    if (!(length > 0.5)) continue;
+    const [ux, uy] = [(to[0] - from[0]) / length, (to[1] - from[1]) / length];
+    const head = Math.min(ARROW, length / 2);
+    context.moveTo(...from);
+    context.lineTo(...to);
+    context.moveTo(to[0] - head * (ux + 0.6 * uy), to[1] - head * (uy - 0.6 * ux));
+    context.lineTo(...to);
+    context.lineTo(to[0] - head * (ux - 0.6 * uy), to[1] - head * (uy + 0.6 * ux));
+  }
+  context.stroke();
+}
+
+function trail({ rows, newest, n }, layer, tools) {
+  const { context, place, colours } = tools;
+  for (let i = 0; i < n; i += 1) {
+    const shade = tint(layer, tools, i);
+    const at = (row) => place([row[2 * i], row[2 * i + 1]]);
+    context.strokeStyle = shade;
+    context.lineWidth = 1.4;
+    context.lineJoin = "round";
+    context.beginPath();
+    rows.forEach((row, k) => context[k ? "lineTo" : "moveTo"](...at(row)));
+    context.lineTo(...at(newest));
+    context.stroke();
+    context.fillStyle = shade;
+    context.strokeStyle = colours.surface;
+    context.beginPath();
+    context.arc(...at(newest), layer.size ?? 4.5, 0, 2 * Math.PI);
+    context.stroke();
+    context.fill();
+    nameBeside(context, layer.labels?.[i], at(newest));
+  }
+}
+
+// A name beside a moving point
+function nameBeside(context, text, [x, y]) {
+  if (!text) return;
+  context.font = "bold 11px system-ui, sans-serif";
+  context.textAlign = "left";
+  context.textBaseline = "middle";
+  context.lineWidth = 3;
+  context.strokeText(text, x + 8, y);
+  context.fillText(text, x + 8, y);
+}
+
+function graph({ data }, layer, tools) {
+  const { context, place } = tools;
+  context.strokeStyle = tint(layer, tools);
+  context.lineWidth = 1.8;
+  context.lineJoin = "round";
+  context.beginPath();
+  layer.x.forEach((x, k) => context[k ? "lineTo" : "moveTo"](...place([x, data[k]])));
+  context.stroke();
+}
+
+const MARKS = { heatmap, images, points, lines, arrows, trail, graph };
+
+// --- The legend: each layer with a label can be hidden --------------------------------
+
+export function makeLegend(spec, hidden, redraw) {
+  const items = spec.layers
+    .filter(({ label }) => label)
+    .map((layer) => {
+      const sign = h("span", { class: `gl-sign gl-sign-${layer.mark}`, "aria-hidden": "true" });
+      const [low, high] = layer.range ?? [];
+      const words = layer.mark === "heatmap" && layer.range ? [`${low} `, sign, ` ${high}  ${layer.label}`] : [sign, ` ${layer.label}`];
+      const button = h("button", { type: "button", "aria-pressed": "true", title: `Show or hide: ${layer.label}`, onclick: toggle }, words);
+      function toggle() {
+        const off = !hidden.has(layer);
+        hidden[off ? "add" : "delete"](layer);
+        button.setAttribute("aria-pressed", String(!off));
+        redraw();
+      }
+      return { layer, sign, button };
+    });
+  const element = items.length ? h("ul", { class: "gl-layers", "aria-label": `Layers of ${spec.title}` }, items.map(({ button }) => h("li", {}, button))) : null;
+  function paint(colours) {
+    const tools = { colours, dark: contrast(rgb(colours.surface), [0, 0, 0]) < 5, order: spec.layers };
+    for (const { layer, sign } of items) {
+      if (layer.mark !== "heatmap") sign.style.background = tint(layer, tools);
+      else {
+        const table = heatColours(tools);
+        const stops = [0, 128, 255].map((i) => `rgb(${table[i].join(", ")})`);
+        sign.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
+      }
+    }
+  }
+  return { element, paint };
+}
