@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genlib.live import First, Normal, Rows, Run
+from genlib.live import __file__ as live_file
 
 TOLERANCE = 1e-4  # float32 sums in another order differ by less
 
@@ -157,12 +158,34 @@ def _to_onnx(module, examples, inputs, outputs, dynamic_shapes=None):
                 dynamic_shapes=dynamic_shapes,
                 external_data=False,
                 verbose=False,
+                optimize=dynamic_shapes is not None,
             )
+            if dynamic_shapes is None:
+                _simplify(program.model)
     except Exception as error:  # the exporter raises many kinds
         raise ExportError(_reason(error)) from error
     finally:
         logger.setLevel(level)
     return program.model_proto
+
+
+def _simplify(model):
+    """Fold constants and merge what is computed twice.
+
+    In place of the exporter's own optimisation, which takes an added 1e-8 for zero and
+    so leaves out the epsilon that keeps Adam from dividing by nothing.
+    """
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    common.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants(model)
+        common.RemoveUnusedNodesPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
 
 
 def _reason(error):
@@ -183,18 +206,24 @@ def _reason(error):
 
 def _strip(proto):
     """Remove what names the exporting machine: stack traces and the like."""
-    graphs = [proto.graph, *proto.functions]
     del proto.metadata_props[:]
-    for graph in graphs:
-        del graph.metadata_props[:]
-        for node in graph.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
-    graph = proto.graph
-    for x in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]:
-        del x.metadata_props[:]
-    del graph.value_info[:]
-    graph.doc_string = proto.doc_string = ""
+    proto.doc_string = ""
+    for graph in [proto.graph, *proto.functions]:
+        _strip_graph(graph)
+
+
+def _strip_graph(graph):
+    del graph.metadata_props[:], graph.value_info[:]
+    graph.doc_string = ""
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+        for attribute in node.attribute:
+            if attribute.HasField("g"):  # the body of an If or a Scan
+                _strip_graph(attribute.g)
+    if hasattr(graph, "initializer"):  # a function has none
+        for x in [*graph.input, *graph.output, *graph.initializer]:
+            del x.metadata_props[:]
 
 
 def _compare(module, data, feeds, outputs):
@@ -415,7 +444,10 @@ def _trace_function(function, inputs, examples, outputs):
             warnings.simplefilter("ignore")
             graph = make_fx(function, decomposition_table=table)(*examples)
     except Exception as error:  # of PyTorch, of many kinds
-        raise ExportError(_reason(error)) from error
+        line = _own_line(traceback.extract_tb(error.__traceback__))
+        first = str(error).strip().partition("\n")[0]
+        where = f" ({line})" if line else ""
+        raise ExportError(f"the step cannot be traced{where}: {first}") from error
     try:
         return _to_onnx(_Traced(graph), tuple(examples), inputs, outputs)
     except ExportError as error:
@@ -437,12 +469,19 @@ class _Line(TorchDispatchMode):
         self.operation, self.line = operation, None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if self.line is None and func._schema.name.endswith(f"::{self.operation}"):
-            for frame in reversed(traceback.extract_stack()):
-                if "/torch/" not in frame.filename and frame.filename != __file__:
-                    self.line = f"{Path(frame.filename).name}, line {frame.lineno}"
-                    break
+        name = func._schema.name.partition("::")[2]
+        if self.line is None and name in (self.operation, f"special_{self.operation}"):
+            self.line = _own_line(traceback.extract_stack())
         return func(*args, **(kwargs or {}))
+
+
+def _own_line(frames):
+    """The innermost line outside torch and this machinery, in words, or None."""
+    machinery = (__file__, live_file)
+    for frame in reversed(frames):
+        if "/torch/" not in frame.filename and frame.filename not in machinery:
+            return f"{Path(frame.filename).name}, line {frame.lineno}"
+    return None
 
 
 def _line_of(operation, function, examples):

@@ -315,6 +315,11 @@ class Program:
             metrics = functional_call(self._holder, everything | own, arguments)
             if not isinstance(metrics, dict):
                 metrics = {"loss": metrics}
+            if not metrics["loss"].requires_grad:
+                raise ValueError(
+                    f"the loss of phase {phase.name} does not depend on what it moves: "
+                    f"{', '.join(own)}"
+                )
             grads = torch.autograd.grad(
                 metrics["loss"], own.values(), allow_unused=True
             )

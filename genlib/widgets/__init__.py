@@ -1,5 +1,6 @@
 """The book's widgets: the same picture in a notebook and on a page without Python."""
 
 from genlib.widgets.latent_explorer import LatentExplorer
+from genlib.widgets.training_lab import TrainingLab
 
-__all__ = ["LatentExplorer"]
+__all__ = ["LatentExplorer", "TrainingLab"]
