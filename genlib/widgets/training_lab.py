@@ -18,9 +18,19 @@ MAX_RUNS = 4  # that one widget keeps in a kernel; the oldest goes first
 # --- what panels and curves are made of ---------------------------------------------
 
 
-def points(value, label="", **options):
-    """Points: a view's output (N, 2). Options: colour, size; labels, classes."""
-    return {"mark": "points", "value": value, "label": label, **options}
+def points(value, label="", labels=None, classes=(), **options):
+    """Points: a view's output (N, 2). Options: colour, size.
+
+    With `labels`, integers (N,), and the names of the `classes`, each class has a colour.
+    """
+    layer = {"mark": "points", "value": value, "label": label, **options}
+    if labels is not None:
+        from genlib.plot import PALETTE  # brings matplotlib
+
+        layer["labels"] = [int(k) for k in labels]
+        layer["classes"] = [str(name) for name in classes]
+        layer["colours"] = [PALETTE[k % len(PALETTE)] for k in range(len(classes))]
+    return layer
 
 
 def heatmap(value, label="", range=(0, 1), **options):
@@ -250,6 +260,11 @@ def _spec(program, panels, curves, title, seed):
             for name, options in program.tables.items()
         ],
         "phases": [phase.name for phase in program.phases] if several else [],
+        "metrics": [  # the columns of a step's answer, each with its phase's number
+            {"name": name, "phase": number}
+            for number, names in enumerate(program.metrics_of.values())
+            for name in names
+        ],
         "curves": [c | {"series": _series(program, c)} for c in curves],
         "panels": list(panels),
     }

@@ -3,7 +3,6 @@
 import { PALETTE, h, number, places, readable, sheet, ticks } from "./dom.mjs";
 
 const BINS = 2048;
-const HEIGHT = 150;
 const MARGIN = { left: 38, right: 8, top: 8, bottom: 18 };
 
 // The history of one number: add(step, value), columns(count, end), last(), copy()
@@ -75,12 +74,17 @@ export function short(value) {
   return number(value, size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 || size === 0 ? 2 : 4);
 }
 
-function powers([low, high]) {
-  const first = Math.ceil(Math.log10(low) - 1e-9);
-  const every = Math.max(1, Math.ceil((Math.log10(high) - first) / 5));
+// Ticks of a log axis: 1, 2, 5, or powers of ten where these would be many
+export function powers([low, high]) {
+  const first = Math.floor(Math.log10(low));
+  const decades = Math.log10(high / low);
+  const every = Math.max(1, Math.round(decades / 5));
   const out = [];
-  for (let p = first; 10 ** p <= high * (1 + 1e-9); p += every) out.push(10 ** p);
-  return out.length > 1 ? out : [low * 1.1, high / 1.1];
+  for (let p = first; 10 ** p <= high; p += decades > 2 ? every : 1) {
+    for (const m of decades > 2 ? [1] : [1, 2, 5]) out.push(m * 10 ** p);
+  }
+  const within = out.filter((v) => v >= low && v <= high);
+  return within.length > 1 ? within : ticks([low, high]).filter((_, i) => i % 2 === 0);
 }
 
 // One chart of the spec, with a legend that carries the newest values
@@ -97,13 +101,13 @@ export function makeChart(spec) {
   const element = h("div", { class: "gl-chart" }, h("p", { class: "gl-name" }, spec.title, unit), canvas, legend);
   let now = spec.series.map(() => makeSeries());
   let kept = null;
-  let asked = [0, null];
+  let newest = 0;
 
   function draw(end, colours) {
-    asked = [end, colours];
-    const width = canvas.clientWidth;
+    newest = end;
+    const [width, height] = [canvas.clientWidth, canvas.clientHeight];
     if (!width) return;
-    const context = sheet(canvas, width, HEIGHT);
+    const context = sheet(canvas, width, height);
     const lines = spec.lines ?? [];
     const across = width - MARGIN.left - MARGIN.right;
     const reach = Math.max(end, kept?.end ?? 0, 20);
@@ -114,9 +118,9 @@ export function makeChart(spec) {
     const x = (step) => MARGIN.left + (step / reach) * across;
     const y = (v) => {
       const t = Math.min(1, Math.max(0, up(Math.max(v, spec.log ? low : -Infinity))));
-      return MARGIN.top + (1 - t) * (HEIGHT - MARGIN.top - MARGIN.bottom);
+      return MARGIN.top + (1 - t) * (height - MARGIN.top - MARGIN.bottom);
     };
-    axes(context, { width, x, y, reach, range: [low, high], log: spec.log, colours });
+    axes(context, { width, height, x, y, reach, range: [low, high], log: spec.log, colours });
     for (const { value, label } of lines) reference(context, { width, y: y(value), label, colours });
     spec.series.forEach(({ label, colour }, k) => {
       const shade = readable(colour ?? PALETTE[k % PALETTE.length], colours.surface, 3.2);
@@ -132,7 +136,7 @@ export function makeChart(spec) {
     element,
     canvas,
     draw,
-    redraw: (colours) => draw(asked[0], colours),
+    redraw: (colours) => draw(newest, colours),
     add: (k, step, value) => now[k].add(step, value),
     reset() {
       now = spec.series.map(() => makeSeries());
@@ -146,12 +150,12 @@ export function makeChart(spec) {
   };
 }
 
-function axes(context, { width, x, y, reach, range, log, colours }) {
+function axes(context, { width, height, x, y, reach, range, log, colours }) {
   context.font = "11px system-ui, sans-serif";
   context.lineWidth = 1;
   context.strokeStyle = colours.line;
   context.fillStyle = colours.quiet;
-  const bottom = HEIGHT - MARGIN.bottom;
+  const bottom = height - MARGIN.bottom;
   const up = log ? powers(range) : ticks(range).filter((_, i, all) => all.length < 6 || i % 2 === 0);
   context.textAlign = "right";
   context.textBaseline = "middle";

@@ -1,8 +1,8 @@
 // A panel of a training lab: layers over one plane (or a grid of images), drawn from what
 // the engine's view returns. A layer's `value` names an output, `fixed` is constant data.
-import { PALETTE, clamp, contrast, h, number, pageColours, places, readable, rgb, sheet, ticks } from "./dom.mjs";
+import { PALETTE, clamp, contrast, h, number, places, readable, rgb, sheet, ticks } from "./dom.mjs";
 
-const HEAT = { light: ["#eebd7e", "#8cc0e8"], dark: ["#7a4a14", "#1d5580"] }; // low, high
+const HEAT = { light: ["#f0c48c", "#93c4ea"], dark: ["#6e4617", "#1f567f"] }; // low, high
 const TRAIL = 1500; // points of a path before every second one is dropped
 const ARROW = 4; // length of an arrow's head, in pixels
 
@@ -13,8 +13,8 @@ export function flatten(list) {
   return { data: Float32Array.from(list.flat(shape.length)), shape };
 }
 
-// Width over height: true to scale where both axes measure alike
-export function aspectOf({ extent, layers }, outputs = {}) {
+// Width over height: true to scale in a plane; graphs take what `other` says
+export function aspectOf({ extent, layers }, outputs, other) {
   const images = layers.find(({ mark }) => mark === "images");
   if (images) {
     const { shape } = layerData(images, outputs) ?? { shape: [1, 1, 1, 1] };
@@ -22,9 +22,15 @@ export function aspectOf({ extent, layers }, outputs = {}) {
     const cols = Math.min(n, images.cols ?? n);
     return (cols * (width + 1) - 1) / (Math.ceil(n / cols) * (height + 1) - 1);
   }
+  if (!isPlane({ extent, layers })) return other;
   const [x0, x1, y0, y1] = extent;
-  const ratio = (x1 - x0) / (y1 - y0);
-  return ratio >= 0.5 && ratio <= 2 ? ratio : 1.25;
+  return (x1 - x0) / (y1 - y0);
+}
+
+export function isPlane({ extent, layers }) {
+  if (!extent || layers.some(({ mark }) => mark === "graph")) return false;
+  const ratio = (extent[1] - extent[0]) / (extent[3] - extent[2]);
+  return ratio >= 0.5 && ratio <= 2;
 }
 
 function layerData(layer, outputs) {
@@ -37,7 +43,7 @@ function layerData(layer, outputs) {
 const fixed = new WeakMap();
 
 // `hidden` is a set of layers, shared with the panel of the kept state
-export function makePanel(spec, hidden) {
+export function makePanel(spec, hidden, other) {
   const text = [spec.title, spec.description].filter(Boolean).join(". ");
   const canvas = h("canvas", { role: "img", "aria-label": text });
   const frame = h("div", { class: "gl-frame" }, canvas);
@@ -45,10 +51,11 @@ export function makePanel(spec, hidden) {
   const element = h("div", { class: "gl-panel" }, name, frame);
   const trails = new Map(); // layer -> {points, every, count}
   let outputs = {};
+  let names = {}; // the axes' numbers and names, ready to be laid over
   let box = [0, 0];
 
   function measure() {
-    const ratio = aspectOf(spec, outputs);
+    const ratio = aspectOf(spec, outputs, other);
     if (frame.style.aspectRatio !== String(ratio)) frame.style.aspectRatio = ratio;
     box = [frame.clientWidth, frame.clientHeight];
   }
@@ -58,11 +65,10 @@ export function makePanel(spec, hidden) {
     return [((x - x0) / (x1 - x0)) * box[0], (1 - (y - y0) / (y1 - y0)) * box[1]];
   }
 
-  function draw() {
+  function draw(colours) {
     measure();
     const [width, height] = box;
     if (!width || !height) return;
-    const colours = pageColours(element);
     const dark = contrast(rgb(colours.surface), [0, 0, 0]) < 5;
     const context = sheet(canvas, width, height);
     context.fillStyle = colours.surface;
@@ -73,7 +79,22 @@ export function makePanel(spec, hidden) {
     for (const layer of shown.filter(under)) drawLayer(layer, tools);
     if (spec.extent) drawGrid(tools);
     for (const layer of shown.filter((layer) => !under(layer))) drawLayer(layer, tools);
-    if (spec.extent) drawNames(tools, spec.labels ?? []);
+    if (spec.extent) context.drawImage(namesOn(tools), 0, 0, width, height);
+  }
+
+  // Text is costly to draw: it is drawn when size or colours change
+  function namesOn(tools) {
+    const { width, height } = tools;
+    const scale = globalThis.devicePixelRatio || 1;
+    const now = [width, height, scale, tools.colours.ink].join();
+    if (names.now !== now) {
+      const own = new OffscreenCanvas(Math.round(width * scale), Math.round(height * scale));
+      const context = own.getContext("2d");
+      context.scale(scale, scale);
+      drawNames({ ...tools, context }, spec.labels ?? []);
+      names = { now, bitmap: own.transferToImageBitmap() };
+    }
+    return names.bitmap;
   }
 
   function drawLayer(layer, tools) {
@@ -102,20 +123,20 @@ export function makePanel(spec, hidden) {
     place,
     draw,
     size: () => box,
-    show(next, moved = true) {
+    show(next, moved, colours) {
       outputs = next;
       for (const layer of spec.layers) {
         if (layer.mark === "trail" && moved && next[layer.value]) follow(layer, next[layer.value]);
       }
-      draw();
+      draw(colours);
     },
     reset: () => trails.clear(),
     // What the panel shows, for a second one to hold
     copy: () => ({ outputs, trails: new Map([...trails].map(([k, v]) => [k, { ...v, rows: v.rows.slice() }])) }),
     paste(copy) {
       outputs = copy.outputs;
+      trails.clear();
       copy.trails.forEach((path, layer) => trails.set(layer, path));
-      draw();
     },
   };
 }
@@ -207,14 +228,13 @@ function heatmap({ data, shape: [rows, cols] }, { range }, tools) {
       if (!Number.isFinite(value)) continue;
       const colour = table[Math.round(clamp((value - low) / (high - low), 0, 1) * 255)];
       const at = 4 * (r * cols + c);
-      pixels.data.set(colour, at);
+      for (let k = 0; k < 3; k += 1) pixels.data[at + k] = colour[k];
       pixels.data[at + 3] = 255;
     }
   }
   const small = new OffscreenCanvas(cols, rows);
   small.getContext("2d").putImageData(pixels, 0, 0);
   context.imageSmoothingEnabled = true;
-  context.imageSmoothingQuality = "high";
   context.drawImage(small, 0, 0, width, height);
 }
 
@@ -238,31 +258,43 @@ function images({ data, shape: [n, channels, h, w] }, { cols = n }, { context, w
   context.drawImage(small, 0, 0, width, height);
 }
 
+// A dot with a thin halo, drawn once: stamping it is far cheaper than many circles
+const stamps = new Map();
+
+function stamp(radius, colour, halo) {
+  const scale = globalThis.devicePixelRatio || 1;
+  const name = [radius, colour, halo, scale].join();
+  if (!stamps.has(name)) {
+    const half = radius + 1;
+    const dot = new OffscreenCanvas(Math.ceil(2 * half * scale), Math.ceil(2 * half * scale));
+    const context = dot.getContext("2d");
+    context.scale(dot.width / (2 * half), dot.width / (2 * half));
+    for (const [r, style, alpha] of [[half, halo, 0.5], [radius, colour, 0.85]]) {
+      Object.assign(context, { fillStyle: style, globalAlpha: alpha });
+      context.beginPath();
+      context.arc(half, half, r, 0, 2 * Math.PI);
+      context.fill();
+    }
+    stamps.set(name, dot.transferToImageBitmap());
+  }
+  return stamps.get(name);
+}
+
 function points({ data, shape: [n] }, layer, tools) {
   const { context, place, colours } = tools;
   const labels = layer.labels ?? null;
-  const radius = layer.size ?? 2.4;
+  const radius = (layer.size ?? 2.4) * clamp(tools.width / 340, 0.7, 1.2);
+  const half = radius + 1;
   const groups = new Map();
   for (let i = 0; i < n; i += 1) {
     const label = labels ? labels[i] : 0;
     if (!groups.has(label)) groups.set(label, []);
     groups.get(label).push(place([data[2 * i], data[2 * i + 1]]));
   }
-  context.strokeStyle = colours.surface;
-  context.lineWidth = 1.4;
   for (const [label, group] of groups) {
-    context.fillStyle = tint(layer, tools, labels && label);
-    context.beginPath();
-    for (const [x, y] of group) {
-      context.moveTo(x + radius, y);
-      context.arc(x, y, radius, 0, 2 * Math.PI);
-    }
-    context.globalAlpha = 0.5;
-    context.stroke();
-    context.globalAlpha = 0.85;
-    context.fill();
+    const dot = stamp(radius, tint(layer, tools, labels && label), colours.surface);
+    for (const [x, y] of group) context.drawImage(dot, x - half, y - half, 2 * half, 2 * half);
   }
-  context.globalAlpha = 1;
   if (layer.classes && groups.size <= 12) nameClasses(groups, layer, tools);
 }
 

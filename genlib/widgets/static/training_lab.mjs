@@ -4,13 +4,15 @@ import { makeChart, short } from "./curves.mjs";
 import { makeChoice, makeSlider, plain, typed } from "./controls.mjs";
 import { LostKernel, kernelEngine } from "./engine.mjs";
 import { h, onTheme, pageColours } from "./dom.mjs";
-import { makeLegend, makePanel } from "./panels.mjs";
+import { aspectOf, isPlane, makeLegend, makePanel } from "./panels.mjs";
 import { makeSketch } from "./sketch.mjs";
 
 const SPEEDS = [1, 3, 10, 30, 100, Infinity]; // steps a second
 const CALL_MS = 32; // of training in one request at full speed
 const VIEW_MS = 33; // between two pictures, and with reduced motion:
 const STILL_MS = 500;
+const CHART_MS = 100; // between two drawings of the curves
+const MOST_DELAY = 60; // that a request is thought to cost beside its training
 const MOST_STEPS = 1024; // in one request
 const TELL_MS = 5000; // between two reports to a screen reader
 const MOST_SEED = 0xffffffff;
@@ -55,6 +57,8 @@ function render({ model, el, started = false }) {
   let seed = spec.seed;
   let step = 0;
   let latest = {}; // metric -> newest value
+  let colours = null; // the page's, now
+  let charted = 0; // when the curves were last drawn
   let view = null; // what is to be drawn: {outputs, moved, ms}
 
   // --- Elements ---------------------------------------------------------------
@@ -69,8 +73,10 @@ function render({ model, el, started = false }) {
   const button = (text, onclick, title, more = {}) => h("button", { type: "button", onclick, title, ...more }, text);
 
   const hidden = new Set(); // layers
-  const panels = spec.panels.map((panel) => makePanel(panel, hidden));
-  const kept = spec.panels.map((panel) => makePanel(panel, hidden));
+  const plane = spec.panels.find(isPlane);
+  const ratio = plane ? aspectOf(plane) : 1.25;
+  const panels = spec.panels.map((panel) => makePanel(panel, hidden, ratio));
+  const kept = spec.panels.map((panel) => makePanel(panel, hidden, ratio));
   const legends = spec.panels.map((panel) => makeLegend(panel, hidden, redraw));
   panels.forEach(({ element }, k) => legends[k].element && element.append(legends[k].element));
   const charts = spec.curves.map(makeChart);
@@ -182,7 +188,7 @@ function render({ model, el, started = false }) {
           choose("");
         },
       });
-      element.after(sketch.bar);
+      panels[draw].element.append(sketch.bar);
       sketch.open();
     }
 
@@ -208,7 +214,7 @@ function render({ model, el, started = false }) {
   let due = 0; // when the next training request may go
   let n = 1; // steps in it at full speed
   let cost = null; // milliseconds a step
-  let overhead = Infinity; // milliseconds of a request that trains nothing
+  let delay = MOST_DELAY; // milliseconds of a request that trains nothing
   let viewed = 0; // when the last picture was asked for
   let stale = false; // whether steps were done since
   let told = 0;
@@ -261,7 +267,7 @@ function render({ model, el, started = false }) {
     const answer = await call({ op: "step", n: count, scalars: scalars(), gates, view: look });
     if (closed) return;
     const ms = performance.now() - asked;
-    const each = Math.max(ms - overhead, 0.2 * ms) / count;
+    const each = Math.max(ms - delay, 0.2 * ms) / count;
     cost = cost === null ? each : 0.6 * cost + 0.4 * each;
     n = stepsFor(cost, n);
     [step] = answer.step.data;
@@ -280,10 +286,8 @@ function render({ model, el, started = false }) {
   async function look(moved) {
     const asked = performance.now();
     const answer = await call({ op: "view", slot: "now", scalars: scalars() });
-    const ms = performance.now() - asked;
-    overhead = Math.min(overhead, ms);
     stale = false;
-    if (!closed) present(answer, moved, ms);
+    if (!closed) present(answer, moved, performance.now() - asked);
   }
 
   // A setting has moved: at rest its picture is asked for, training it comes by itself
@@ -315,12 +319,14 @@ function render({ model, el, started = false }) {
   }
 
   function paint(now) {
-    if (closed) return;
+    if (closed || view === null) return;
     const { outputs, moved, ms } = view;
     view = null;
-    panels.forEach((panel) => panel.show(outputs, moved));
-    const colours = pageColours(root);
-    charts.forEach((chart) => chart.draw(step, colours));
+    panels.forEach((panel) => panel.show(outputs, moved, colours));
+    if (!running || now - charted > CHART_MS) {
+      charted = now;
+      charts.forEach((chart) => chart.draw(step, colours));
+    }
     const perSecond = measurePace(now);
     stepText.textContent = `step ${step.toLocaleString("en-GB")}`;
     rateText.textContent = running && perSecond ? `${short(perSecond)} a second` : "";
@@ -337,8 +343,8 @@ function render({ model, el, started = false }) {
 
   function redraw() {
     if (closed) return;
-    const colours = pageColours(root);
-    [...panels, ...kept].forEach((panel) => panel.draw());
+    colours = pageColours(root);
+    [...panels, ...kept].forEach((panel) => panel.draw(colours));
     charts.forEach((chart) => chart.redraw(colours));
     legends.forEach((legend) => legend.paint(colours));
     tables.forEach((table) => table.redraw());
@@ -408,7 +414,9 @@ function render({ model, el, started = false }) {
     jobs.length = 0;
     refreshing = false;
     ask(async () => {
+      const asked = performance.now();
       await call({ op: "reset", seed });
+      delay = Math.min(delay, performance.now() - asked);
       [step, latest, stale] = [0, {}, false];
       [...panels, ...charts].forEach((part) => part.reset());
       tell(`Reset, from seed ${seed}.`);
@@ -426,6 +434,8 @@ function render({ model, el, started = false }) {
 
   function keep() {
     ask(async () => {
+      if (stale) await look(true);
+      paint(performance.now());
       keptText.textContent = `Kept: step ${step.toLocaleString("en-GB")}, seed ${seed}`;
       keptBox.hidden = false;
       panels.forEach((panel, k) => kept[k].paste(panel.copy()));
@@ -496,6 +506,7 @@ function render({ model, el, started = false }) {
   seen.observe(root);
   document.addEventListener("visibilitychange", pump);
   const untheme = onTheme(redraw);
+  redraw();
   showSpeed();
   reset();
   if (started && !still.matches) start();
