@@ -5,6 +5,8 @@ lines, arrows, heat maps, images. It knows no architecture; a new model needs no
 code here.
 """
 
+import time
+
 import torch
 
 from genlib.export import export_program
@@ -21,7 +23,7 @@ MAX_RUNS = 4  # that one widget keeps in a kernel; the oldest goes first
 def points(value, label="", labels=None, classes=(), **options):
     """Points: a view's output (N, 2). Options: colour, size.
 
-    With `labels`, integers (N,), and the names of the `classes`, each class has a colour.
+    With `labels`, integers (N,), and the `classes` by name, each class has a colour.
     """
     layer = {"mark": "points", "value": value, "label": label, **options}
     if labels is not None:
@@ -181,8 +183,11 @@ class TrainingLab(PageWidget):
 
     def _do_step(self, run, feeds, n, scalars, gates=None, view=False):
         gates = gates and {name: bool(value) for name, value in gates.items()}
+        begun = time.perf_counter()
         metrics, ran = run.step(int(n), gates, **scalars)
+        ms = 1000 * (time.perf_counter() - begun)  # by it the page chooses the next n
         outputs = {"metrics": metrics, "gates": ran, "step": _number(run.steps)}
+        outputs["ms"] = _number(ms)
         return outputs | (run.view(**scalars) if view else {})
 
     def _do_view(self, run, feeds, scalars, slot="now"):

@@ -113,6 +113,7 @@ export function makeProgram(program, step, view, tensor) {
   }
 
   async function advance(call) {
+    const begun = performance.now();
     const run = find(call.key);
     const { n, scalars } = call;
     const count = program.phases.length;
@@ -127,6 +128,7 @@ export function makeProgram(program, step, view, tensor) {
     run.state = next.data.slice();
     run.step += n;
     const answer = {
+      ms: { data: Float32Array.of(performance.now() - begun), shape: [1] },
       metrics: { data: metrics.data.slice(), shape: [n, program.metrics.length] },
       gates: { data: gates, shape: [n, count] },
     };

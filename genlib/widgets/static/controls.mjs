@@ -34,6 +34,7 @@ export function typed(text, { label, min, max, integer = false }, before) {
 }
 
 export function plain(value) {
+  if (Number.isInteger(value)) return String(value).replace("-", "−");
   return String(Number(value.toPrecision(6))).replace("-", "−");
 }
 

@@ -12,12 +12,11 @@ const CALL_MS = 32; // of training in one request at full speed
 const VIEW_MS = 33; // between two pictures, and with reduced motion:
 const STILL_MS = 500;
 const CHART_MS = 100; // between two drawings of the curves
-const MOST_DELAY = 60; // that a request is thought to cost beside its training
 const MOST_STEPS = 1024; // in one request
 const TELL_MS = 5000; // between two reports to a screen reader
 const MOST_SEED = 0xffffffff;
 
-// Steps for the next request, given what one step was seen to cost in milliseconds
+// Steps for the next request, given what one was seen to cost in milliseconds
 export function stepsFor(cost, before) {
   return Math.max(1, Math.min(Math.round(CALL_MS / cost), 2 * before, MOST_STEPS));
 }
@@ -214,7 +213,6 @@ function render({ model, el, started = false }) {
   let due = 0; // when the next training request may go
   let n = 1; // steps in it at full speed
   let cost = null; // milliseconds a step
-  let delay = MOST_DELAY; // milliseconds of a request that trains nothing
   let viewed = 0; // when the last picture was asked for
   let stale = false; // whether steps were done since
   let told = 0;
@@ -266,14 +264,13 @@ function render({ model, el, started = false }) {
     if (look) viewed = asked;
     const answer = await call({ op: "step", n: count, scalars: scalars(), gates, view: look });
     if (closed) return;
-    const ms = performance.now() - asked;
-    const each = Math.max(ms - delay, 0.2 * ms) / count;
+    const each = answer.ms.data[0] / count;
     cost = cost === null ? each : 0.6 * cost + 0.4 * each;
     n = stepsFor(cost, n);
     [step] = answer.step.data;
     stale = !look;
     const bad = readMetrics(answer, phaseOf, note);
-    if (look) present(answer, true, ms);
+    if (look) present(answer, true, performance.now() - asked);
     if (bad) diverge(bad);
   }
 
@@ -414,9 +411,7 @@ function render({ model, el, started = false }) {
     jobs.length = 0;
     refreshing = false;
     ask(async () => {
-      const asked = performance.now();
       await call({ op: "reset", seed });
-      delay = Math.min(delay, performance.now() - asked);
       [step, latest, stale] = [0, {}, false];
       [...panels, ...charts].forEach((part) => part.reset());
       tell(`Reset, from seed ${seed}.`);
@@ -429,7 +424,7 @@ function render({ model, el, started = false }) {
     const read = typed(seedField.value, { label: "Seed", min: 0, max: MOST_SEED, integer: true }, seed);
     say(read.note || (read.value === seed ? "" : `Reset starts again from seed ${read.value}.`));
     seed = read.value;
-    seedField.value = plain(seed) === String(seed) ? seed : String(seed);
+    seedField.value = seed;
   }
 
   function keep() {
