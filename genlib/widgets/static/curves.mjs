@@ -121,7 +121,7 @@ export function makeChart(spec) {
       return MARGIN.top + (1 - t) * (height - MARGIN.top - MARGIN.bottom);
     };
     axes(context, { width, height, x, y, reach, range: [low, high], log: spec.log, colours });
-    for (const { value, label } of lines) reference(context, { width, y: y(value), label, colours });
+    for (const { value } of lines) dotted(context, { width, y: y(value), colours });
     spec.series.forEach(({ label, colour }, k) => {
       const shade = readable(colour ?? PALETTE[k % PALETTE.length], colours.surface, 3.2);
       keys[k].style.background = shade;
@@ -130,6 +130,7 @@ export function makeChart(spec) {
       const last = now[k].last();
       values[k].textContent = last === null ? "" : short(last);
     });
+    for (const { value, label } of lines) write(context, { width, y: y(value), label, colours });
   }
 
   return {
@@ -177,11 +178,14 @@ function axes(context, { width, height, x, y, reach, range, log, colours }) {
   }
 }
 
-function reference(context, { width, y, label, colours }) {
+function dotted(context, { width, y, colours }) {
   context.strokeStyle = colours.quiet;
   context.setLineDash([2, 3]);
   line(context, MARGIN.left, y, width - MARGIN.right, y);
   context.setLineDash([]);
+}
+
+function write(context, { width, y, label, colours }) {
   context.textAlign = "right";
   context.textBaseline = "alphabetic";
   context.lineWidth = 3;

@@ -77,9 +77,11 @@ export function makePanel(spec, hidden, other) {
     const shown = spec.layers.filter((layer) => !hidden.has(layer));
     const under = ({ mark }) => mark === "heatmap" || mark === "images";
     for (const layer of shown.filter(under)) drawLayer(layer, tools);
-    if (spec.extent) drawGrid(tools);
+    if (spec.extent) {
+      drawGrid(tools);
+      context.drawImage(namesOn(tools), 0, 0, width, height);
+    }
     for (const layer of shown.filter((layer) => !under(layer))) drawLayer(layer, tools);
-    if (spec.extent) context.drawImage(namesOn(tools), 0, 0, width, height);
   }
 
   // Text is costly to draw: it is drawn when size or colours change

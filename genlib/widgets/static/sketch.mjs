@@ -86,7 +86,10 @@ export function makeSketch(panel, label, { use, leave, say }) {
 
   function place() {
     if (points.length >= MOST) say(`The drawing is full: it holds ${MOST.toLocaleString("en-GB")} points.`);
-    else points.push(...dab(cursor, panel.extent, (dabs += 1)));
+    else {
+      if (!points.length) say("");
+      points.push(...dab(cursor, panel.extent, (dabs += 1)));
+    }
     draw();
   }
 

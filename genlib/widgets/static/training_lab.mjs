@@ -115,7 +115,9 @@ function render({ model, el, started = false }) {
   const controls = spec.controls.map((control) =>
     control.kind === "slider" ? makeSlider(control, uid, refresh, say) : makeChoice(control, uid, refresh),
   );
-  const tables = spec.tables.map(makeTable);
+  const tables = spec.tables.filter(({ options, draw }) => options.length > 1 || draw !== null).map(makeTable);
+  // Few settings beside many curves would leave a hole: then curves stand side by side
+  const wide = charts.length > 1 && controls.length + tables.length <= 4;
   const settings =
     controls.length + tables.length > 0 &&
     h(
@@ -132,7 +134,7 @@ function render({ model, el, started = false }) {
     h("p", { class: "gl-title", id: `${uid}-title` }, spec.title),
     h(
       "div",
-      { class: `gl-body gl-body-${Math.min(3, panels.length)}` },
+      { class: `gl-body gl-body-${Math.min(3, panels.length)}${wide && panels.length > 1 ? " gl-wide" : ""}` },
       h("div", { class: "gl-panels" }, panels.map(({ element }) => element)),
       h(
         "div",
@@ -324,9 +326,9 @@ function render({ model, el, started = false }) {
       charted = now;
       charts.forEach((chart) => chart.draw(step, colours));
     }
-    const perSecond = measurePace(now);
+    const perSecond = running ? measurePace(now) : 0;
     stepText.textContent = `step ${step.toLocaleString("en-GB")}`;
-    rateText.textContent = running && perSecond ? `${short(perSecond)} a second` : "";
+    rateText.textContent = perSecond ? `${short(perSecond)} a second` : "";
     const detail = { step, metrics: { ...latest }, perSecond, ms };
     root.dispatchEvent(new CustomEvent("genlib:lab", { detail, bubbles: true }));
   }
