@@ -19,7 +19,7 @@ def draw_poster(panels, frames):
     from genlib import plot
 
     with mpl.rc_context(plot.STYLE):
-        fig = Figure(figsize=(3.7 * max(2, len(panels)), 3.7))
+        fig = Figure(figsize=(3.7 * len(panels) + 0.3, 3.9))
         for n, spec in enumerate(panels):
             ax = fig.add_subplot(1, len(panels), n + 1)
             for k, layer in enumerate(spec["layers"]):
@@ -41,7 +41,17 @@ def _points(ax, spec, layer, values, colour):
         return
     for k, shade in enumerate(layer["colours"]):
         own = values[-1][np.asarray(layer["labels"]) == k]
-        ax.plot(*own.T, "o", ms=size, color=shade, label=layer["classes"][k])
+        ax.plot(*own.T, "o", ms=size, color=shade)
+        ax.annotate(layer["classes"][k], np.median(own, 0), **NAME)
+
+
+NAME = {  # a class's name on its points
+    "ha": "center",
+    "va": "center",
+    "fontsize": 9,
+    "fontweight": "bold",
+    "bbox": {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
+}
 
 
 def _heatmap(ax, spec, layer, values, colour):
@@ -57,6 +67,7 @@ def _heatmap(ax, spec, layer, values, colour):
         aspect="auto",
         zorder=0,
     )
+    ax.grid(False)
 
 
 def _heat():
@@ -76,7 +87,7 @@ def _arrows(ax, spec, layer, values, colour):
         values[-1].T * np.array([1, 1, layer["scale"], layer["scale"]])[:, None]
     )
     ax.quiver(
-        x, y, dx, dy, color=colour, angles="xy", scale_units="xy", scale=1, width=0.004
+        x, y, dx, dy, color=colour, angles="xy", scale_units="xy", scale=1, width=0.003
     )
 
 
@@ -123,17 +134,17 @@ def _finish(ax, spec):
         ax.grid(False)
         return
     x0, x1, y0, y1 = spec["extent"]
-    ax.set(xlim=(x0, x1), ylim=(y0, y1))
+    ax.set(xlim=(x0, x1), ylim=(y0, y1), box_aspect=1)
     ax.set(xlabel=spec["labels"][0], ylabel=spec["labels"][1])
 
 
 def small_png(fig):
-    """Save a figure as a PNG of 256 colours: a third of the size."""
+    """Save a figure as a PNG of 128 colours: a third of the size."""
     from PIL import Image
 
     file = io.BytesIO()
-    fig.savefig(file, dpi=110, metadata={"Software": None})
-    image = Image.open(file).convert("RGB").quantize(256, kmeans=1, dither=0)
+    fig.savefig(file, dpi=96, metadata={"Software": None})
+    image = Image.open(file).convert("RGB").quantize(128, kmeans=1, dither=0)
     small = io.BytesIO()
     image.save(small, "PNG", optimize=True)
     return small.getvalue()
