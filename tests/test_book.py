@@ -46,6 +46,12 @@ class Site:
             for path in [*files, folder / "search.html"]
         }
 
+    def every(self, selector):
+        """(page, element) of each element of the site that the selector finds."""
+        for page, soup in self.pages.items():
+            for element in soup.select(selector):
+                yield page, element
+
     def where(self, page, address):
         """(file, fragment) that an address on a page means; None if it leaves."""
         parts = urlsplit(address)
@@ -130,13 +136,13 @@ LOADS = {
 
 def nothing_comes_from_elsewhere(book):
     wrong = []
+    for tag, attributes in LOADS.items():
+        for page, element in book.every(tag):
+            for attribute in attributes:
+                address = element.get(attribute, "")
+                if re.match(r"(\w+:)?//", address):
+                    wrong.append(f"{page}: {tag} {attribute}={address}")
     for page, soup in book.pages.items():
-        for tag, attributes in LOADS.items():
-            for element in soup.find_all(tag):
-                for attribute in attributes:
-                    address = element.get(attribute, "")
-                    if re.match(r"(\w+:)?//", address):
-                        wrong.append(f"{page}: {tag} {attribute}={address}")
         inline = [s.get_text() for s in soup.select("style, script")]
         inline += [e["style"] for e in soup.select("[style]")]
         wrong += [f"{page}: {t[:60]}" for t in inline if re.search(r"//\w+\.\w", t)]
@@ -167,17 +173,16 @@ def links_resolve(book):
         return anchors[path]
 
     wrong = []
-    for page, soup in book.pages.items():
-        for element in soup.select("a[href], link[href], script[src], img[src]"):
-            address = element.get("href") or element.get("src")
-            target = book.where(page, address)
-            if not target or address.startswith("data:"):
-                continue
-            path, fragment = target
-            if not path.is_file():
-                wrong.append(f"{page}: {address} is not there")
-            elif fragment and fragment not in ids(path):
-                wrong.append(f"{page}: {address} has no such anchor")
+    for page, element in book.every("a[href], link[href], script[src], img[src]"):
+        address = element.get("href") or element.get("src")
+        target = book.where(page, address)
+        if not target or address.startswith("data:"):
+            continue
+        path, fragment = target
+        if not path.is_file():
+            wrong.append(f"{page}: {address} is not there")
+        elif fragment and fragment not in ids(path):
+            wrong.append(f"{page}: {address} has no such anchor")
     return wrong
 
 
@@ -266,19 +271,17 @@ def terms_are_explained(book):
 
 def pictures_have_words(book):
     wrong = []
-    for page, soup in book.pages.items():
-        for image in soup.find_all("img"):
-            alt = image.get("alt", "").strip()
-            name = Path(image["src"]).name if len(image["src"]) < 500 else ""
-            file = re.search(r"\.(png|svg|jpe?g|gif)$|_images/", alt)
-            if len(alt) < 20 or file or alt == name:
-                wrong.append(f"{page}: {name or 'image'} has alt {alt!r}")
-        for drawing in soup.select("article svg"):
-            named = drawing.get("aria-labelledby", "").split()
-            texts = [soup.find(id=i) for i in named]
-            hidden = drawing.get("aria-hidden") == "true"
-            if not hidden and not (texts and all(t and t.get_text() for t in texts)):
-                wrong.append(f"{page}: a drawing without title and description")
+    for page, image in book.every("img"):
+        alt = image.get("alt", "").strip()
+        name = Path(image["src"]).name if len(image["src"]) < 500 else ""
+        file = re.search(r"\.(png|svg|jpe?g|gif)$|_images/", alt)
+        if len(alt) < 20 or file or alt == name:
+            wrong.append(f"{page}: {name or 'image'} has alt {alt!r}")
+    for page, drawing in book.every('article svg:not([aria-hidden="true"])'):
+        named = drawing.get("aria-labelledby", "").split()
+        texts = [book.pages[page].find(id=i) for i in named]
+        if not (texts and all(t and t.get_text() for t in texts)):
+            wrong.append(f"{page}: a drawing without title and description")
     return wrong
 
 
@@ -286,15 +289,13 @@ def pictures_have_a_size_to_read(book):
     from PIL import Image
 
     wrong = []
-    for page, soup in book.pages.items():
-        for image in soup.select('article img:not([src^="data:"])'):
-            path, _ = book.where(page, image["src"])
-            if path.suffix == ".svg":
-                continue
-            width, height = Image.open(path).size
-            size = path.stat().st_size
-            if not (150 <= width <= 1600 and height <= 2000 and size <= 200_000):
-                wrong.append(f"{page}: {path.name} is {width} x {height}, {size} bytes")
+    for page, image in book.every('article img:not([src^="data:"])'):
+        path, _ = book.where(page, image["src"])
+        if path.suffix == ".svg":
+            continue
+        (width, height), size = Image.open(path).size, path.stat().st_size
+        if not (150 <= width <= 1600 and height <= 2000 and size <= 200_000):
+            wrong.append(f"{page}: {path.name} is {width} x {height}, {size} bytes")
     return wrong
 
 
