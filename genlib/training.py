@@ -476,7 +476,7 @@ def valley(w):
 def slanted_valley(w):
     """The same valley, turned by 45 degrees: (..., 2) -> (...)."""
     x, y = w.unbind(-1)
-    return 0.05 * (x + y).square() + 2.5 * (y - x).square()
+    return 0.05 * (x - y).square() + 2.5 * (x + y).square()
 
 
 def bend(w):
@@ -563,3 +563,52 @@ def surface_program(width=2.2, points=72):
             0.05, 0.002, 0.4, log=True, label=f"rate of {name}"
         )
     return Program(walkers, phases, feeds, views)
+
+
+def digits_program(hidden=64, batch=32, wrong=20):
+    """A classifier of digits in training, with clean data or few and partly wrong ones.
+
+    A `genlib.live.Program`, moved by momentum. The table `data` holds 1,200 digits, or
+    100 of which `wrong` bear another digit's label; each row is 64 pixels and a label.
+    The views are the loss and the errors (%) on 300 other digits, and the hidden units'
+    weights as images (hidden, 1, 8, 8).
+    """
+    from genlib.data import load
+    from genlib.live import First, Phase, Program, Rows, Slider
+
+    data = load("digits")
+    rows = torch.cat([data.x().flatten(1), data.labels[:, None].float()], 1)  # (N, 65)
+    few = rows[:100].clone()
+    few[:wrong, -1] = (few[:wrong, -1] + 1 + torch.arange(wrong) % 9) % 10
+    tables = {
+        "data": {"1,200 digits": rows[:1200], f"100, {wrong} wrong": few},
+        "held out": {"validation": rows[1200:1500]},
+    }
+    model = nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+
+    def surprise(rows):
+        log_p = model(rows[:, :64]).log_softmax(1)  # (B, 10)
+        right = (rows[:, 64:] == torch.arange(10)).float()
+        return -(right * log_p).sum(1), log_p, right
+
+    def views(held_out, **_):
+        loss, log_p, right = surprise(held_out)
+        wrong = (log_p.amax(1) > (right * log_p).sum(1)).float()
+        weight = model[0].weight / model[0].weight.abs().amax(1, keepdim=True)
+        images = (0.5 + 0.5 * weight).view(hidden, 1, 8, 8)
+        return {
+            "validation": loss.mean(),
+            "error": 100 * wrong.mean(),
+            "weights": images,
+        }
+
+    def loss(rows, **_):
+        return surprise(rows)[0].mean()
+
+    feeds = {
+        "rows": Rows("data", batch),
+        "held_out": First("held out", 300),
+        "lr": Slider(0.05, 0.001, 2.0, log=True, label="learning rate"),
+    }
+    phase = Phase("classifier", "classifier", loss, SGD(0.9), lr="lr")
+    return Program({"classifier": model}, [phase], feeds, views, tables)
