@@ -318,7 +318,7 @@ def _describe(program):
         "values": values,
         "feeds": feeds,
         "step_inputs": program.step_feeds,
-        "view_inputs": list(program.feeds),
+        "view_inputs": program.view_feeds,
         "phases": [
             {"name": p.name, "every": p.every, "metrics": program.metrics_of[p.name]}
             for p in program.phases

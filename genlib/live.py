@@ -7,6 +7,7 @@ modules and losses; `Run` repeats it in PyTorch; `genlib.export` carries it to t
 """
 
 import base64
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,7 +103,6 @@ class Slider:
             raise ValueError(
                 f"{name} is {value:g}; it must be in {self.low:g}..{self.high:g}"
             )
-        return float(value)
 
 
 @dataclass(frozen=True)
@@ -117,19 +117,18 @@ class Choice:
         if value not in range(len(self.options)):
             choices = ", ".join(f"{i} ({o})" for i, o in enumerate(self.options))
             raise ValueError(f"{name} is {value:g}; it must be one of {choices}")
-        return float(value)
 
 
 @dataclass(frozen=True)
 class Phase:
     """One part of a step: which parameters move, and how.
 
-    `loss(**feeds)` returns a scalar, or a dict of scalars with "loss"; `optimizer`
-    (of `genlib.training`) moves the parameters of `moves`, one module's name or
-    several, at the rate `lr`, a number or the name of a feed. In place of loss and
-    optimizer, `update(**feeds)` may return new values by parameter name, such as
-    {"average.0.weight": ...}. `every` names a feed: the phase runs in those steps whose
-    number its value divides.
+    `loss`, a function of feeds, returns a scalar, or a dict of scalars with "loss";
+    `optimizer` (of `genlib.training`) moves the parameters of `moves`, one module's
+    name or several, at the rate `lr`, a number or the name of a feed. In place of loss
+    and optimizer, `update`, a function of feeds, may return new values by parameter
+    name, such as {"average.0.weight": ...}. `every` names a feed: the phase runs in
+    those steps whose number its value divides.
     """
 
     name: str
@@ -164,9 +163,9 @@ class Program:
     Args:
         modules: name to module, on the CPU, without buffers that change.
         phases: the parts of a step, in order (see `Phase`).
-        feeds: name to `Normal`, `Rows`, `First`, `Slider` or `Choice`; losses and
-            views get all of them by name.
-        views: function (**feeds) -> {name: tensor}, what pictures need of the state.
+        feeds: name to `Normal`, `Rows`, `First`, `Slider` or `Choice`; a loss gets
+            those that its parameters name, and so does the function of the views.
+        views: function of feeds -> {name: tensor}, what pictures need of the state.
         tables: name to {option: rows (N, ...)}; the first option is chosen at first.
 
     Raises ValueError, naming it, for what does not fit together.
@@ -174,7 +173,7 @@ class Program:
 
     def __init__(self, modules, phases, feeds, views=None, tables=None):
         self.modules, self.phases = dict(modules), tuple(phases)
-        self.feeds, self.views = dict(feeds), views or (lambda **feeds: {})
+        self.feeds, self.views = dict(feeds), views or dict
         self._holder = _Holder(modules)
         self.tables = {
             name: {option: _Table(rows) for option, rows in options.items()}
@@ -292,7 +291,7 @@ class Program:
         everything = self.parameters(state)
         if phase.update is not None:
             with torch.no_grad():
-                new = functional_call(self._holder, everything, (phase.update, feeds))
+                new = self._call(phase.update, everything, feeds)
             own = self._tensors(phase.name, weights)
             for key in new.keys() - own.keys():
                 raise ValueError(
@@ -311,8 +310,7 @@ class Program:
     def _gradient(self, phase, everything, feeds):
         own = {k: everything[k].detach().requires_grad_() for k in self._own(phase)}
         with torch.enable_grad():
-            arguments = (phase.loss, feeds)
-            metrics = functional_call(self._holder, everything | own, arguments)
+            metrics = self._call(phase.loss, everything | own, feeds)
             if not isinstance(metrics, dict):
                 metrics = {"loss": metrics}
             if not metrics["loss"].requires_grad:
@@ -331,6 +329,11 @@ class Program:
             {name: value.detach() for name, value in metrics.items()},
             torch.cat([g.reshape(-1) for g in grads]),
         )
+
+    def _call(self, function, parameters, feeds):
+        """Call a loss or a view while the modules hold `parameters`."""
+        named = {name: feeds[name] for name in _named(function) if name in feeds}
+        return functional_call(self._holder, parameters, (function, named))
 
     def _own(self, phase):
         return self._groups[phase.name][0]
@@ -351,9 +354,8 @@ class Program:
 
     def view(self, state, feeds):
         """What pictures need: name to tensor."""
-        arguments = (self.views, feeds)
         with torch.enable_grad():
-            outputs = functional_call(self._holder, self.parameters(state), arguments)
+            outputs = self._call(self.views, self.parameters(state), feeds)
         return {name: value.detach().float() for name, value in outputs.items()}
 
     # --- checks ---------------------------------------------------------------------
@@ -371,6 +373,12 @@ class Program:
             for name in (phase.lr, phase.every):
                 if isinstance(name, str) and name not in self.feeds:
                     raise ValueError(f"phase {phase.name} asks for no feed: {name!r}")
+        for function in (*(p.loss or p.update for p in self.phases), self.views):
+            for name, parameter in _named(function).items():
+                if name not in self.feeds and parameter.default is parameter.empty:
+                    who = getattr(function, "__name__", "the view")
+                    have = ", ".join(self.feeds)
+                    raise ValueError(f"{who} asks for no feed: {name!r}; have {have}")
         for key, value in self._parameters.items():
             if value.device.type != "cpu":
                 raise ValueError(
@@ -408,8 +416,16 @@ class Program:
 
     @property
     def step_feeds(self):
-        """The feeds of a training step: all but those for views alone."""
-        return [k for k, feed in self.feeds.items() if not isinstance(feed, First)]
+        """The names of the feeds that a training step takes, in order."""
+        used = {p.lr for p in self.phases} | {p.every for p in self.phases}
+        for phase in self.phases:
+            used |= _named(phase.loss or phase.update).keys()
+        return [name for name in self.feeds if name in used]
+
+    @property
+    def view_feeds(self):
+        """The names of the feeds that the views take, in order."""
+        return [name for name in self.feeds if name in _named(self.views)]
 
     @property
     def scalars(self):
@@ -440,12 +456,14 @@ class Run:
 
     def draw(self, step, view=False, **scalars):
         """The feeds of a step, name to tensor; a view's noise is always the same."""
-        unknown = scalars.keys() - self.program.scalars.keys()
-        if unknown:
-            have = ", ".join(self.program.scalars) or "none"
-            raise ValueError(f"no slider {sorted(unknown)[0]!r}; there are: {have}")
-        feeds = {}
-        for name, feed in self.program.feeds.items():
+        feeds, program = {}, self.program
+        for name, value in scalars.items():
+            if name not in program.scalars:
+                have = ", ".join(program.scalars) or "none"
+                raise ValueError(f"no slider {name!r}; there are: {have}")
+            program.feeds[name].check(name, value)
+        for name in program.view_feeds if view else program.step_feeds:
+            feed = program.feeds[name]
             place = (self.seed, f"view:{name}", 0) if view else (self.seed, name, step)
             if isinstance(feed, Normal):
                 noise = normal_noise(*place, math.prod(feed.shape))
@@ -458,8 +476,7 @@ class Run:
                 rows = self.tables[feed.table]
                 feeds[name] = rows[torch.arange(feed.count) % len(rows)]
             else:
-                value = feed.check(name, scalars.get(name, feed.value))
-                feeds[name] = torch.tensor(value)
+                feeds[name] = torch.tensor(float(scalars.get(name, feed.value)))
         return feeds
 
     def gates(self, step, feeds):
@@ -545,6 +562,14 @@ class _Table:
             "scale": self.scale,
             "base64": base64.b64encode(self.codes.tobytes()).decode(),
         }
+
+
+def _named(function):
+    """The parameters that a function names, by name: the feeds that it takes."""
+    if function is dict:  # no views
+        return {}
+    parameters = inspect.signature(function).parameters
+    return {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
 
 
 def _initial(holder, key):

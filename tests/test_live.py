@@ -95,7 +95,7 @@ def toy_program(d_every=1.0):
     line = torch.linspace(-2, 2, 5)
     plane = torch.cartesian_prod(line, line)
 
-    def view(z, x, near, **_):
+    def view(z, near):
         fake = G(z).detach().requires_grad_()
         pull = -torch.autograd.grad(F.softplus(-D(fake)).sum(), fake)[0]
         heat = D(plane).sigmoid().view(5, 5)
@@ -104,10 +104,8 @@ def toy_program(d_every=1.0):
     return Program(
         {"G": G, "D": D},
         [
-            Phase(
-                "D", "D", lambda x, z, **_: d_loss(G, D, x, z), Adam(), "lr", "d_every"
-            ),
-            Phase("G", "G", lambda z, **_: g_loss(G, D, z), SGD(0.9), 0.05),
+            Phase("D", "D", lambda x, z: d_loss(G, D, x, z), Adam(), "lr", "d_every"),
+            Phase("G", "G", lambda z: g_loss(G, D, z), SGD(0.9), 0.05),
         ],
         {
             "x": Rows("data", 8),
@@ -174,7 +172,7 @@ def test_the_start_is_torchs_own():
     layers["n"].weight.data = torch.arange(7.0)
     net = nn.ModuleDict(layers)
 
-    def loss(z, **_):
+    def loss(z):
         return sum(p.square().sum() for p in net.parameters()) + z.sum()
 
     program = Program({"net": net}, [Phase("f", "net", loss, SGD())], {"z": Normal(2)})
@@ -226,7 +224,7 @@ def test_the_data_can_be_chosen_drawn_and_kept(program):
     assert all((rows == row).all(1).any() for row in drawn)
     run.choose("data", "b")
     assert run.draw(3)["x"].mean() > 3
-    assert torch.equal(run.draw(0)["near"][3], run.draw(0)["near"][0])  # 3 rows repeat
+    assert torch.equal(*run.draw(0, view=True)["near"][[3, 0]])  # 3 rows repeat
     run.replace("data", torch.ones(1, 2))
     assert (run.draw(3)["x"] == 1).all()
     run.step(2)
@@ -244,7 +242,7 @@ def test_the_data_can_be_chosen_drawn_and_kept(program):
 def test_an_update_in_place_of_a_loss():
     G, average = nn.Linear(1, 1), nn.Linear(1, 1)
 
-    def follow(**_):
+    def follow():
         new = {}
         for key, value in average.named_parameters():
             new[f"A.{key}"] = 0.9 * value + 0.1 * dict(G.named_parameters())[key]
@@ -253,7 +251,7 @@ def test_an_update_in_place_of_a_loss():
     program = Program(
         {"G": G, "A": average},
         [
-            Phase("G", "G", lambda z, **_: (G(z) - 3).square().mean(), SGD(), 0.1),
+            Phase("G", "G", lambda z: (G(z) - 3).square().mean(), SGD(), 0.1),
             Phase("A", "A", update=follow),
         ],
         {"z": Normal(4, 1)},
@@ -274,7 +272,7 @@ def test_tables_are_rounded_as_the_page_has_them(program):
     n = nn.Linear(1, 1)
     grey = Program(
         {"n": n},
-        [Phase("f", "n", lambda x, **_: n(x).sum(), SGD())],
+        [Phase("f", "n", lambda x: n(x).sum(), SGD())],
         {"x": Rows("t", 2)},
         tables={"t": {"digits": torch.arange(17.0).reshape(17, 1) / 16}},
     )
@@ -344,7 +342,7 @@ def test_the_manifest_says_all_that_the_page_needs(program, exported):
     assert told["feeds"]["near"] == {"kind": "first", "table": "data", "shape": [4, 2]}
     assert told["feeds"]["z"] == {"kind": "normal", "shape": [8, 2]}
     assert told["step_inputs"] == ["x", "z", "lr", "d_every"]
-    assert told["view_inputs"] == ["x", "z", "near", "lr", "d_every"]
+    assert told["view_inputs"] == ["z", "near"]
     assert [p["every"] for p in told["phases"]] == ["d_every", None]
     assert told["tables"]["data"]["b"]["shape"] == [3, 2]
 
@@ -354,7 +352,7 @@ def test_a_penalty_on_the_gradient_exports(tmp_path):
     torch.manual_seed(0)
     D = mlp(2, 1)
 
-    def loss(x, **_):
+    def loss(x):
         x = x.detach().requires_grad_()
         (slope,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
         return {"loss": slope.square().sum(1).mean(), "out": D(x).mean()}
@@ -368,7 +366,7 @@ def small(loss, tmp_path, views=None, **options):
     net = options.pop("net", nn.Linear(2, 2))
     program = Program(
         {"net": net},
-        [Phase("f", "net", lambda z, **_: loss(net(z)), SGD())],
+        [Phase("f", "net", lambda z: loss(net(z)), SGD())],
         {"z": Normal(4, 2)},
         views,
     )
@@ -379,7 +377,7 @@ def test_an_operation_without_a_form_is_named_with_its_line(tmp_path):
     with pytest.raises(ExportError, match=r"lgamma.* \(test_live.py, line \d+\)"):
         small(lambda y: torch.lgamma(y.square() + 1).mean(), tmp_path)
     with pytest.raises(ExportError, match=r"bessel_j0.* \(test_live.py, line \d+\)"):
-        views = {"f": lambda z, **_: {"j": torch.special.bessel_j0(z)}}
+        views = {"f": lambda z: {"j": torch.special.bessel_j0(z)}}
         small(lambda y: y.mean(), tmp_path, views["f"])
     with pytest.raises(ExportError, match="test_live.py, line"):
         small(lambda y: y.mean() if y.sum() > 0 else -y.mean(), tmp_path)
@@ -390,7 +388,7 @@ def test_a_heavy_program_is_refused(tmp_path):
     big = nn.Linear(2, 2)
     constant = torch.randn(300_000)
 
-    def views(z, **_):
+    def views(z):
         return {"v": constant * z.sum()}
 
     with pytest.raises(ValueError, match=r"p would cost the page 1,\d+,\d+ bytes"):
@@ -422,7 +420,7 @@ def make(**change):
     net = NET
     arguments = {
         "modules": {"net": net},
-        "phases": [Phase("f", "net", lambda z, **_: net(z).mean(), SGD(), "lr")],
+        "phases": [Phase("f", "net", lambda z: net(z).mean(), SGD(), "lr")],
         "feeds": {"z": Normal(3, 2), "lr": Slider(0.1, 0.0, 1.0)},
         "tables": {"t": {"a": torch.zeros(2, 2)}},
     }
@@ -430,7 +428,7 @@ def make(**change):
 
 
 def phase(**change):
-    arguments = {"name": "f", "moves": "net", "loss": lambda **_: 0, "optimizer": SGD()}
+    arguments = {"name": "f", "moves": "net", "loss": lambda: 0, "optimizer": SGD()}
     return [Phase(**(arguments | change))]
 
 
@@ -443,16 +441,21 @@ def phase(**change):
         ({"phases": phase(lr="rate")}, "no feed: 'rate'"),
         ({"phases": phase(every="often")}, "no feed: 'often'"),
         ({"phases": 2 * phase()}, "moved by the phases f and f"),
-        ({"feeds": {"x": Rows("u", 2), "lr": Slider(1, 0, 2)}}, "rows of 'u'.* are t"),
+        ({"feeds": {"z": Rows("u", 2), "lr": Slider(1, 0, 2)}}, "rows of 'u'.* are t"),
         ({"modules": {"net": nn.Linear(2, 1, device="meta")}}, "is on meta"),
         ({"tables": {"t": {"a": torch.zeros(0, 2)}}}, r"table of shape \(0, 2\)"),
         ({"tables": {"t": {"a": torch.full((2,), torch.nan)}}}, "finite rows"),
         (
-            {"phases": phase(loss=lambda z, **_: {"loss": NET(z).sum(), "two": z[0]})},
+            {"phases": phase(loss=lambda z: {"loss": NET(z).sum(), "two": z[0]})},
             r"two of phase f has shape \(2,\)",
         ),
-        ({"phases": phase(update=lambda **_: {"w": 1}, loss=None)}, "returns 'w'"),
-        ({"phases": phase(loss=lambda z, **_: z.sum())}, "does not depend on what it"),
+        ({"phases": phase(update=lambda: {"w": 1}, loss=None)}, "returns 'w'"),
+        (
+            {"phases": phase(loss=lambda q: q.sum())},
+            "asks for no feed: 'q'; have z, lr",
+        ),
+        ({"views": lambda q: {}}, "asks for no feed: 'q'"),
+        ({"phases": phase(loss=lambda z: z.sum())}, "does not depend on what it"),
     ],
 )
 def test_one_error_names_what_is_wrong(change, words):
@@ -464,7 +467,7 @@ def test_one_error_names_what_is_wrong(change, words):
 def test_buffers_that_change_are_named():
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with pytest.raises(ValueError, match=r"buffer net\.1\.running_mean changes"):
-        make(modules={"net": net}, phases=phase(loss=lambda z, **_: net(z).sum()))
+        make(modules={"net": net}, phases=phase(loss=lambda z: net(z).sum()))
 
 
 def test_settings_out_of_range_are_named():

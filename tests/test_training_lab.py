@@ -42,9 +42,9 @@ def program():
     program = toy_program()
     view = program.views
 
-    def more(**feeds):  # an arrow is a place and a length
-        out = view(**feeds)
-        return out | {"pull": torch.cat([feeds["z"], out["pull"]], 1)}
+    def more(z, near):  # an arrow is a place and a length
+        out = view(z, near)
+        return out | {"pull": torch.cat([z, out["pull"]], 1)}
 
     program.views = more
     program.outputs["pull"] = (8, 4)
