@@ -52,6 +52,18 @@ def chromium():
 
 
 @pytest.fixture(scope="session")
+def node():
+    """The path of Node, which runs the pages' modules without a page."""
+    from tools.vendor import find_npm
+
+    try:
+        _, env = find_npm()
+    except SystemExit as error:
+        require_or_skip("node", str(error))
+    return shutil.which("node", path=env["PATH"])
+
+
+@pytest.fixture(scope="session")
 def site():
     """The folder of the built site."""
     if not (SITE / "index.html").is_file():

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,10 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import require_or_skip
 from genlib.widgets import LatentExplorer
 from genlib.widgets.base import STATIC, join_module
-from tools.vendor import find_npm
 
 PAGE = Path(__file__).parents[1] / "book" / "_static" / "page"
 CLASSES = ["a", "b", "c"]
@@ -33,15 +30,6 @@ def make(z=2, channels=1, n=30, **options):
     decoder = nn.Sequential(*layers)
     points, labels = torch.randn(n, z), torch.arange(n) % 3
     return LatentExplorer(decoder, points, labels, CLASSES, **options)
-
-
-@pytest.fixture
-def node():
-    try:
-        _, env = find_npm()
-    except SystemExit as error:
-        require_or_skip("node", str(error))
-    return shutil.which("node", path=env["PATH"])
 
 
 # --- Messages ---------------------------------------------------------------------
