@@ -7,10 +7,16 @@ named skips failures, so that a machine that should have them cannot pass withou
 
 import functools
 import http.server
+import json
 import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +24,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "_build" / "html"
+AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
+# the sandbox needs rights that a container's root has not
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+# What the widgets of a page have shown: the explorer's frames, the lab's
+RECORD = """
+window.seen = [];
+window.trained = [];
+document.addEventListener("genlib:frame", ({detail: {z, image, ms}}) =>
+  window.seen.push({z, image: [...image], ms}));
+document.addEventListener("genlib:lab", ({detail}) => window.trained.push(detail));
+"""
 BROWSERS = (
     "chromium",
     "chromium-browser",
@@ -91,6 +108,163 @@ def served(site):
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, served):
+    """Open a page of the site; whatever it asks elsewhere or complains of fails."""
+    contexts, outside, complaints = [], [], []
+
+    def open_page(path, expected=(), **options):
+        options = {"viewport": {"width": 1280, "height": 1000}, **options}
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.add_init_script(RECORD)
+        page = context.new_page()
+
+        def complain(text):
+            if not any(word in text for word in expected):
+                complaints.append(f"{path}: {text}")
+
+        def ask(request):
+            if not request.url.startswith((served, "data:", "blob:")):
+                outside.append(f"{path}: {request.url}")
+
+        def answer(response):
+            if response.status >= 400:
+                complain(f"{response.status} for {response.url}")
+
+        page.on("request", ask)
+        page.on("response", answer)
+        page.on("pageerror", lambda error: complain(str(error)))
+        page.on("console", lambda m: m.type == "error" and complain(m.text))
+        page.goto(served + path)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not outside, "requests that leave the site"
+    assert not complaints
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    """All pages of the site, as paths from its root."""
+    found = {p.relative_to(site).as_posix(): p for p in sorted(site.rglob("*.html"))}
+    assert "index.html" in found
+    return [
+        name
+        for name, file in found.items()
+        if not name.startswith("_")
+        # a forwarding page shows nothing
+        and 'http-equiv="Refresh"' not in file.read_text(encoding="utf-8")
+    ]
+
+
+def axe(page, where):
+    """Return what axe-core has against this page, a line a node, three a rule."""
+    if not AXE.is_file():
+        require_or_skip("browser", "axe-core is not installed; run `make book`")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run().then((result) => result.violations)")
+    return [
+        f"{where}: {rule['id']} ({rule['impact']}): {node['html'][:160]}"
+        for rule in found
+        for node in rule["nodes"][:3]
+    ]
+
+
+@pytest.fixture(scope="module")
+def jupyterlab(tmp_path_factory):
+    """A JupyterLab; gives its address and the folder of its notebooks."""
+    pytest.importorskip("jupyterlab")
+    tmp_path = tmp_path_factory.mktemp("jupyterlab")
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
+    env = os.environ | {f"JUPYTER_{k}_DIR": str(tmp_path / v) for k, v in own.items()}
+    env |= {"OMP_NUM_THREADS": "1", "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "user")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+    command += ["--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}"]
+    command += ["--LabApp.news_url=None", "--LabApp.extension_manager=readonly"]
+    log = tmp_path / "lab.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(command, env=env, stdout=out, stderr=out)
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}api/status?token=t", timeout=5)
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                time.sleep(0.25)
+        yield address, folder
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+@pytest.fixture
+def notebook(browser, jupyterlab):
+    """Open a notebook of one cell: `notebook(code)` gives its page in JupyterLab."""
+    import nbformat
+
+    address, folder = jupyterlab
+    pages = []
+
+    def open_notebook(code):
+        name = f"cell{len(list(folder.glob('*.ipynb')))}.ipynb"
+        book = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(code)],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        )
+        nbformat.write(book, folder / name)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        pages.append(page)
+        page.add_init_script(RECORD)
+        page.goto(f"{address}lab/tree/{name}?token=t&reset")
+        page.locator(".jp-CodeCell").first.wait_for(timeout=60_000)
+        page.get_by_text("| Idle").wait_for(timeout=60_000)
+        return page
+
+    yield open_notebook
+    for page in pages:
+        page.close()
+
+
+def run_cell(page):
+    """Run the first cell of a notebook."""
+    page.click(".jp-CodeCell .jp-InputArea-editor")
+    page.keyboard.press("Control+Enter")
+
+
+def end_kernels(address):
+    """Shut down every kernel of a JupyterLab."""
+    with urllib.request.urlopen(f"{address}api/kernels?token=t", timeout=9) as answer:
+        kernels = json.load(answer)
+    for kernel in kernels:
+        gone = f"{address}api/kernels/{kernel['id']}?token=t"
+        request = urllib.request.Request(gone, method="DELETE")
+        urllib.request.urlopen(request, timeout=30).close()
 
 
 @pytest.fixture(scope="session")

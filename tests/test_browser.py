@@ -5,97 +5,18 @@ compared with the committed weights, run by PyTorch.
 """
 
 import json
-import os
 import re
-import socket
 import statistics
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
 from test_export import load_decoder
 
-from conftest import require_or_skip
+from conftest import axe, end_kernels, run_cell
 from genlib.export import run_onnx
 
-ROOT = Path(__file__).parents[1]
-AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
-# the sandbox needs rights that a container's root has not
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-RECORD = """
-window.seen = [];
-document.addEventListener("genlib:frame", ({detail: {z, image, ms}}) =>
-  window.seen.push({z, image: [...image], ms}));
-"""
 HOLDS_EXPLORER = 'data-widget="latent_explorer"'
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser, served):
-    """Open a page of the site; whatever it asks elsewhere or complains of fails."""
-    contexts, outside, complaints = [], [], []
-
-    def open_page(path, expected=(), **options):
-        options = {"viewport": {"width": 1280, "height": 1000}, **options}
-        context = browser.new_context(**options)
-        contexts.append(context)
-        context.add_init_script(RECORD)
-        page = context.new_page()
-
-        def complain(text):
-            if not any(word in text for word in expected):
-                complaints.append(f"{path}: {text}")
-
-        def ask(request):
-            if not request.url.startswith((served, "data:", "blob:")):
-                outside.append(f"{path}: {request.url}")
-
-        def answer(response):
-            if response.status >= 400:
-                complain(f"{response.status} for {response.url}")
-
-        page.on("request", ask)
-        page.on("response", answer)
-        page.on("pageerror", lambda error: complain(str(error)))
-        page.on("console", lambda m: m.type == "error" and complain(m.text))
-        page.goto(served + path)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not outside, "requests that leave the site"
-    assert not complaints
-
-
-@pytest.fixture(scope="module")
-def pages(site):
-    """All pages of the site, as paths from its root."""
-    found = {p.relative_to(site).as_posix(): p for p in sorted(site.rglob("*.html"))}
-    assert "index.html" in found
-    return [
-        name
-        for name, file in found.items()
-        if not name.startswith("_")
-        # a forwarding page shows nothing
-        and 'http-equiv="Refresh"' not in file.read_text(encoding="utf-8")
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -104,31 +25,28 @@ def alive(site, pages):
     for page in pages:
         text = (site / page).read_text(encoding="utf-8")
         if HOLDS_EXPLORER in text:
-            return page, re.search(r'data-live="([\w/-]+)"', text)[1]
+            return page, re.search(HOLDS_EXPLORER + r' data-live="([\w/-]+)"', text)[1]
     pytest.fail("no page of the site holds a latent explorer")
 
 
 def start(page):
-    """Press Start and wait for the first decoded image."""
-    page.click(".gl-start")
+    """Bring the first latent explorer to life and wait for its first image."""
+    page.locator(f"[{HOLDS_EXPLORER}] .gl-start").first.click()
     page.wait_for_function("window.seen.length > 0", timeout=30_000)
+
+
+def start_all(page):
+    """Press every Start of a page and wait for its widgets."""
+    for button in page.locator(".gl-start").all():
+        button.click()
+    page.wait_for_function(
+        "[...document.querySelectorAll('.gl-poster')].every((x) => x.hidden)",
+        timeout=60_000,
+    )
 
 
 def frames(page):
     return page.evaluate("window.seen")
-
-
-def axe(page, where):
-    """Return what axe-core has against this page, a line a node, three a rule."""
-    if not AXE.is_file():
-        require_or_skip("browser", "axe-core is not installed; run `make book`")
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run().then((result) => result.violations)")
-    return [
-        f"{where}: {rule['id']} ({rule['impact']}): {node['html'][:160]}"
-        for rule in found
-        for node in rule["nodes"][:3]
-    ]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -147,8 +65,7 @@ def test_no_page_scrolls_sideways_on_a_phone(visit, pages):
     for path in pages:
         page = visit(path, viewport={"width": 390, "height": 844}, is_mobile=True)
         page.wait_for_load_state("networkidle")
-        if page.locator(".gl-start").count():
-            start(page)
+        start_all(page)
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= 390, f"{path} is {width} pixels wide"
         page.context.close()
@@ -167,7 +84,7 @@ def test_nothing_is_loaded_before_start_nor_without_a_widget(visit, site, pages,
     page.wait_for_load_state("networkidle")
     loaded = page.evaluate("performance.getEntriesByType('resource').map(e => e.name)")
     assert any("page/mount.mjs" in name for name in loaded)
-    heavy = re.compile(r"\.onnx|\.wasm|/live/|vendor/ort|latent_explorer")
+    heavy = re.compile(r"\.onnx|\.wasm|/live/|vendor/ort|latent_explorer|training_lab")
     assert not [name for name in loaded if heavy.search(name)]
     for path in pages:
         text = (site / path).read_text(encoding="utf-8")
@@ -178,9 +95,7 @@ def test_a_page_costs_little(site, pages):
     for path in pages:
         text = (site / path).read_text(encoding="utf-8")
         names = re.findall(r'data-live="([\w/-]+)"', text)
-        files = [
-            site / "live" / f"{n}.{kind}" for n in names for kind in ("onnx", "json")
-        ]
+        files = [file for n in names for file in (site / "live").glob(f"{n}.*")]
         size = sum(file.stat().st_size for file in files)
         assert size <= 1_000_000, f"{path}: {size:,} bytes of models"
     assert not list(site.rglob("*.safetensors")), "weights are for the checks only"
@@ -423,60 +338,9 @@ points, labels = 3 * torch.randn(60, 2), torch.arange(60) % 3
 SHOW = "LatentExplorer(decoder, points, labels, ['a', 'b', 'c'])"
 
 
-@pytest.fixture
-def lab(tmp_path):
-    """A JupyterLab with one small notebook; gives its address and token."""
-    pytest.importorskip("jupyterlab")
-    book = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(CELL + SHOW)],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
-    )
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    nbformat.write(book, folder / "explore.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
-    env = os.environ | {f"JUPYTER_{k}_DIR": str(tmp_path / v) for k, v in own.items()}
-    env |= {"OMP_NUM_THREADS": "1", "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "user")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
-    command += ["--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}"]
-    command += ["--LabApp.news_url=None", "--LabApp.extension_manager=readonly"]
-    log = tmp_path / "lab.log"
-    with log.open("w") as out:
-        server = subprocess.Popen(command, env=env, stdout=out, stderr=out)
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{address}api/status?token=t", timeout=5)
-                break
-            except OSError:
-                assert server.poll() is None, log.read_text()
-                time.sleep(0.25)
-        yield address
-    finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-
-
-def test_the_explorer_in_jupyterlab(browser, lab):
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.add_init_script(RECORD)
-    page.goto(f"{lab}lab/tree/explore.ipynb?token=t&reset")
-    page.locator(".jp-CodeCell").first.wait_for(timeout=60_000)
-    page.get_by_text("| Idle").wait_for(timeout=60_000)
-
-    def run_cell():
-        page.click(".jp-CodeCell .jp-InputArea-editor")
-        page.keyboard.press("Control+Enter")
-
-    run_cell()
+def test_the_explorer_in_jupyterlab(notebook, jupyterlab):
+    page = notebook(CELL + SHOW)
+    run_cell(page)
     page.wait_for_function("window.seen.length > 0", timeout=60_000)
     box = page.locator(".gl-pad").bounding_box()
     first = picture(page)
@@ -495,16 +359,13 @@ def test_the_explorer_in_jupyterlab(browser, lab):
 
     # Running the cell again leaves one view, which works
     page.evaluate("window.seen.length = 0")
-    run_cell()
+    run_cell(page)
     page.wait_for_function("window.seen.length > 0", timeout=60_000)
     page.wait_for_timeout(500)
     assert page.locator(".gl-explorer").count() == 1
 
     # Without its kernel the widget says so
-    kernels = json.load(urllib.request.urlopen(f"{lab}api/kernels?token=t", timeout=9))
-    gone = f"{lab}api/kernels/{kernels[0]['id']}?token=t"
-    urllib.request.urlopen(urllib.request.Request(gone, method="DELETE"), timeout=30)
+    end_kernels(jupyterlab[0])
     page.focus(".gl-pad")
     page.keyboard.press("ArrowRight")
     page.get_by_text("un this cell again").wait_for(timeout=15_000)
-    page.close()

@@ -281,6 +281,8 @@ def test_the_axes_of_curves(node):
     assert.ok(m.powers([1.1, 1.3]).length >= 2);
     assert.deepEqual([0, 0.6931, 12.34, 170.2, -0.05, 3.4e-7, 123456].map(m.short),
       ["0.00", "0.69", "12.3", "170", "−0.0500", "3.4e−7", "1.2e5"]);
+    assert.deepEqual([0.01, 1e-8, 100, 0.5, -2e6, 0].map(m.tickText),
+      ["0.01", "1e−8", "100", "0.5", "−2e6", "0"]);
     """
     run_module(node, STATIC / "curves.mjs", checks)
 

@@ -64,6 +64,12 @@ export function rangeOf(columns, lines, log) {
   return [low - room, high + room];
 }
 
+// Ticks of one axis alike: as many decimals as they need, or powers of ten
+function axisText(value, all) {
+  const size = Math.max(...all.map(Math.abs));
+  return size >= 1e5 || size < 1e-3 ? tickText(Number(value.toPrecision(3))) : number(value, places(all));
+}
+
 // 1,200 or 0.0012 or 3.4e−7: as short as it can be said
 export function short(value) {
   const size = Math.abs(value);
@@ -142,6 +148,11 @@ export function makeChart(spec) {
     reset() {
       now = spec.series.map(() => makeSeries());
     },
+    // "loss: D 1.36, G 0.72"
+    words() {
+      const known = spec.series.flatMap(({ label }, k) => (now[k].last() === null ? [] : [`${label} ${short(now[k].last())}`]));
+      return known.length ? `${spec.title}: ${known.join(", ")}` : "";
+    },
     keep(end) {
       kept = { end, series: now.map((s) => s.copy()) };
     },
@@ -149,6 +160,13 @@ export function makeChart(spec) {
       kept = null;
     },
   };
+}
+
+// A tick's text, nothing behind its last digit: 0.05, 200, 1e−8
+export function tickText(value) {
+  const size = Math.abs(value);
+  const plain = size === 0 || (size >= 0.01 && size < 1e5);
+  return (plain ? String(Number(value.toPrecision(6))) : value.toExponential()).replace("e+", "e").replaceAll("-", "−");
 }
 
 function axes(context, { width, height, x, y, reach, range, log, colours }) {
@@ -163,7 +181,7 @@ function axes(context, { width, height, x, y, reach, range, log, colours }) {
   for (const value of up) {
     const at = Math.round(y(value)) + 0.5;
     line(context, MARGIN.left, at, width - MARGIN.right, at);
-    context.fillText(log ? short(value) : number(value, places(up)), MARGIN.left - 5, at);
+    context.fillText(log ? tickText(value) : axisText(value, up), MARGIN.left - 5, at);
   }
   context.textAlign = "center";
   context.textBaseline = "alphabetic";

@@ -201,11 +201,12 @@ function drawNames({ context, place, colours, extent, width, height }, [across =
 
 // --- Marks ---------------------------------------------------------------------------
 
-// The colour of a layer, or of class k in it; lighter on a dark page
+// The colour of a layer, or of class k in it, moved until it stands out from the page
 function tint(layer, { colours, dark, order }, k = null) {
   const at = (k ?? order.indexOf(layer)) % PALETTE.length;
   const colour = k === null ? (layer.colour ?? PALETTE[at]) : (layer.colours?.[k] ?? PALETTE[at]);
-  return dark ? readable(colour, colours.surface, 3.6) : colour;
+  const least = dark ? 3.6 : layer.mark === "points" ? 1.4 : 2.5;
+  return readable(colour, colours.surface, least);
 }
 
 // The colours of a heat map: from low over the page's own ground to high
@@ -381,19 +382,7 @@ function trail({ rows, newest, n }, layer, tools) {
     context.arc(...at(newest), layer.size ?? 4.5, 0, 2 * Math.PI);
     context.stroke();
     context.fill();
-    nameBeside(context, layer.labels?.[i], at(newest));
   }
-}
-
-// A name beside a moving point
-function nameBeside(context, text, [x, y]) {
-  if (!text) return;
-  context.font = "bold 11px system-ui, sans-serif";
-  context.textAlign = "left";
-  context.textBaseline = "middle";
-  context.lineWidth = 3;
-  context.strokeText(text, x + 8, y);
-  context.fillText(text, x + 8, y);
 }
 
 function graph({ data }, layer, tools) {
@@ -426,9 +415,15 @@ export function makeLegend(spec, hidden, redraw) {
       }
       return { layer, sign, button };
     });
-  const element = items.length ? h("ul", { class: "gl-layers", "aria-label": `Layers of ${spec.title}` }, items.map(({ button }) => h("li", {}, button))) : null;
+  // Moving points have a name each
+  const movers = spec.layers
+    .filter(({ mark }) => mark === "trail")
+    .flatMap((layer) => layer.labels.map((name, k) => ({ layer, k, name, sign: h("span", { class: "gl-sign" }) })));
+  const entries = [...items.map(({ button }) => button), ...movers.map(({ sign, name }) => h("span", { class: "gl-mover" }, sign, ` ${name}`))];
+  const element = entries.length ? h("ul", { class: "gl-layers", "aria-label": `Layers of ${spec.title}` }, entries.map((entry) => h("li", {}, entry))) : null;
   function paint(colours) {
     const tools = { colours, dark: contrast(rgb(colours.surface), [0, 0, 0]) < 5, order: spec.layers };
+    for (const { layer, k, sign } of movers) sign.style.background = tint(layer, tools, k);
     for (const { layer, sign } of items) {
       if (layer.mark !== "heatmap") sign.style.background = tint(layer, tools);
       else {

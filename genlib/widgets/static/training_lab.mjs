@@ -351,8 +351,8 @@ function render({ model, el, started = false }) {
 
   // --- What the reader does -------------------------------------------------------------
   function summary() {
-    const parts = Object.entries(latest).map(([name, value]) => `${name.replaceAll("_", " ")} ${short(value)}`);
-    return `Step ${step}. ${parts.join(", ")}`;
+    const curves = charts.map((chart) => chart.words()).filter(Boolean);
+    return [`Step ${step}`, ...curves].join(". ");
   }
 
   function show() {
