@@ -127,8 +127,8 @@ class Phase:
     `optimizer` (of `genlib.training`) moves the parameters of `moves`, one module's
     name or several, at the rate `lr`, a number or the name of a feed. In place of loss
     and optimizer, `update`, a function of feeds, may return new values by parameter
-    name, such as {"average.0.weight": ...}. `every` names a feed: the phase runs in
-    those steps whose number its value divides.
+    name, such as {"average.0.weight": ...}, or a pair: these and a dict of metrics.
+    `every` names a feed: the phase runs in those steps whose number its value divides.
     """
 
     name: str
@@ -292,6 +292,7 @@ class Program:
         if phase.update is not None:
             with torch.no_grad():
                 new = self._call(phase.update, everything, feeds)
+            new, metrics = new if isinstance(new, tuple) else (new, {})
             own = self._tensors(phase.name, weights)
             for key in new.keys() - own.keys():
                 raise ValueError(
@@ -299,7 +300,7 @@ class Program:
                     f"not move; it moves {', '.join(own)}"
                 )
             own = own | new
-            weights, metrics = torch.cat([v.reshape(-1) for v in own.values()]), {}
+            weights = torch.cat([v.reshape(-1) for v in own.values()])
         else:
             metrics, g = self._gradient(phase, everything, feeds)
             lr = feeds[phase.lr] if isinstance(phase.lr, str) else phase.lr

@@ -266,6 +266,33 @@ def test_an_update_in_place_of_a_loss():
     assert program.metrics == ["G_loss"]
 
 
+def test_an_update_may_tell_metrics_and_take_the_same_rows_in_each_step(tmp_path):
+    """A step to the mean of a table: reached at once, and kept."""
+    centre, rows = nn.Embedding(1, 2), torch.tensor([[1.0, 2.0], [3.0, 8.0]])
+
+    def update(x):
+        far = (x - centre.weight).square().sum(1).mean()
+        return {"c.weight": x.mean(0, keepdim=True)}, {"distance": far}
+
+    program = Program(
+        {"c": centre},
+        [Phase("c", "c", update=update)],
+        {"x": First("t", 4)},
+        tables={"t": {"a": rows}},
+    )
+    run = Run(program, 1)
+    start = program.parameters(run.state)["c.weight"]
+    metrics, _ = run.step(2)
+    assert program.metrics == ["distance"] and program.step_feeds == ["x"]
+    torch.testing.assert_close(
+        program.parameters(run.state)["c.weight"], torch.tensor([[2.0, 5.0]])
+    )
+    # From any point: the variance about the mean and the squared way to the mean
+    way = (start - torch.tensor([2.0, 5.0])).square().sum() + 10
+    torch.testing.assert_close(metrics[:, 0], torch.stack([way, torch.tensor(10.0)]))
+    export_program(program, tmp_path / "mean.json")  # compares with PyTorch itself
+
+
 def test_tables_are_rounded_as_the_page_has_them(program):
     table = program.tables["data"]["a"]
     assert table.dtype == "i2" and table.scale < 2e-4
