@@ -518,7 +518,7 @@ class Walker(nn.Module):
 def walk_loss(walker):
     """The loss of one walker, for a `genlib.live.Phase`."""
 
-    def loss(surface, noise, eps, **_):
+    def loss(surface, noise, eps):
         height = mixed_surface(walker.place, surface)
         push = noise * (eps * walker.place).sum()  # adds noise * eps to the gradient
         return {"loss": height + push, "height": height.clamp(min=1e-9)}
@@ -540,7 +540,7 @@ def surface_program(width=2.2, points=72):
     axis = torch.linspace(-width, width, points)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # (y, x, 2)
 
-    def views(surface, **_):
+    def views(surface):
         heat = (1 + 10 * mixed_surface(grid, surface)).log()
         heat = heat / heat.amax((0, 1))
         heat = heat - (2 * math.pi * 12 * heat).sin() / (
@@ -591,7 +591,7 @@ def digits_program(hidden=64, batch=32, wrong=20):
         right = (rows[:, 64:] == torch.arange(10)).float()
         return -(right * log_p).sum(1), log_p, right
 
-    def views(held_out, **_):
+    def views(held_out):
         loss, log_p, right = surprise(held_out)
         wrong = (log_p.amax(1) > (right * log_p).sum(1)).float()
         weight = model[0].weight / model[0].weight.abs().amax(1, keepdim=True)
@@ -602,7 +602,7 @@ def digits_program(hidden=64, batch=32, wrong=20):
             "weights": images,
         }
 
-    def loss(rows, **_):
+    def loss(rows):
         return surprise(rows)[0].mean()
 
     feeds = {
