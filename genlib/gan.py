@@ -242,10 +242,10 @@ def toy_program(hidden=(64, 64), n=2000):
     generator = torch.Generator().manual_seed(0)
     adam = Adam(betas=(0.5, 0.99))
 
-    def d_loss(x, z, **_):
+    def d_loss(x, z):
         return discriminator_loss(G, D, x, z)
 
-    def g_loss(z, saturating, **_):
+    def g_loss(z, saturating):
         return generator_loss(G, D, z, saturating)
 
     return Program(
@@ -262,7 +262,7 @@ def toy_program(hidden=(64, 64), n=2000):
             "saturating": Choice(
                 ("non-saturating", "saturating"), label="generator's loss"
             ),
-            "lr_d": Slider(2e-3, 1e-4, 2e-2, log=True, label="D's learning rate"),
+            "lr_d": Slider(4e-3, 1e-4, 2e-2, log=True, label="D's learning rate"),
             "lr_g": Slider(2e-3, 1e-4, 2e-2, log=True, label="G's learning rate"),
             "d_every": Slider(1, 1, 50, integer=True, label="D moves every"),
             "g_every": Slider(1, 1, 50, integer=True, label="G moves every"),
@@ -272,7 +272,7 @@ def toy_program(hidden=(64, 64), n=2000):
     )
 
 
-def toy_views(G, D, x_show, z_show, saturating=0.0, **_):
+def toy_views(G, D, x_show, z_show, saturating=0.0):
     """What the plane shows: points, D's map, G's warped grid, pulls and a distance.
 
     A pull is minus the gradient of G's loss by one generated point: where D sends it.
