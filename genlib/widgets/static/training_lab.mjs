@@ -99,7 +99,9 @@ function render({ model, el, started = false }) {
       wake();
     },
   });
-  speed.value = SPEEDS.length - 1;
+  // A path wants every step in the picture
+  const paths = spec.panels.some(({ layers }) => layers.some(({ mark }) => mark === "trail"));
+  speed.value = paths ? SPEEDS.indexOf(30) : SPEEDS.length - 1;
   const speedText = h("span", { class: "gl-quiet", "aria-hidden": "true" });
   const stepText = h("span", { class: "gl-step" }, "step 0");
   const rateText = h("span", { class: "gl-quiet" });
