@@ -121,13 +121,13 @@ def log_likelihood(x, logits, n=1):
     Each pixel is Binomial: $\log \binom{n}{k} + k \log p + (n - k) \log(1 - p)$ with
     $p = \mathrm{sigmoid}(\mathrm{logits})$. For n = 1 that is Bernoulli, minus the
     binary cross-entropy. Grey pixels with n = 1 are the field's custom, and then this
-    is no log-probability of the grey image, only a score.
+    is no log-probability of the grey image, only a score. For n > 1 the
+    coefficient is that of the nearest k, and `check_images` refuses pixels in between.
     """
     log_prob = -n * F.binary_cross_entropy_with_logits(logits, x, reduction="none")
     if n > 1:
-        k, total = n * x, torch.tensor(n + 1.0)
-        log_choose = total.lgamma() - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-        log_prob = log_prob + log_choose
+        log_choose = [math.log(math.comb(n, k)) for k in range(n + 1)]
+        log_prob = log_prob + x.new_tensor(log_choose)[(n * x).round().long()]
     return log_prob.flatten(1).sum(1)
 
 
@@ -183,20 +183,27 @@ def elbo_terms(vae, x, eps=None):
     return vae.log_likelihood(x, z), gaussian_kl(mu, logvar)
 
 
-def negative_elbo(vae, x, beta=1.0, free_bits=0.0):
-    """The loss of a VAE and its parts: {"loss", "recon", "kl"}, nats per image.
+def elbo_loss(recon, kl, beta=1.0, free_bits=0.0):
+    """The loss of a VAE from its two terms: {"loss", "recon", "kl"}, nats per image.
 
     loss = -recon + beta * kl. Higgins et al. 2017 weigh the divergence with `beta`.
     `free_bits` (nats per latent dimension) is what a dimension may tell about the image
     without being charged for it (Kingma et al. 2016).
-    Raises ValueError if `x` is not (B, C, H, W) of the model's shape, in 0..1.
     """
-    # On a GPU a look at the values would make it wait at each step.
-    check_images(x, vae.encoder.shape, look=x.device.type == "cpu")
-    recon, kl = elbo_terms(vae, x)
     recon, kl = recon.mean(), kl.mean(0)  # scalar, (Z,)
     charged = kl.clamp(min=free_bits).sum()
     return {"loss": beta * charged - recon, "recon": recon, "kl": kl.sum()}
+
+
+def negative_elbo(vae, x, beta=1.0, free_bits=0.0):
+    """The loss on images x, see `elbo_loss`; its value is the negative bound at beta 1.
+
+    Raises ValueError if `x` is not (B, C, H, W) of the model's shape, in 0..1, or not
+    of whole points.
+    """
+    # On a GPU a look at the values would make it wait at each step.
+    check_images(x, vae.encoder.shape, vae.n, look=x.device.type == "cpu")
+    return elbo_loss(*elbo_terms(vae, x), beta, free_bits)
 
 
 def make_step(vae, max_steps, lr=3e-3, beta=1.0, free_bits=0.0):
@@ -227,7 +234,7 @@ def make_step(vae, max_steps, lr=3e-3, beta=1.0, free_bits=0.0):
 @torch.no_grad()
 def evaluate(vae, x, batch_size=1000):
     """The bound and its parts on all of x: {"elbo", "recon", "kl"}, nats per image."""
-    check_images(x, vae.encoder.shape)
+    check_images(x, vae.encoder.shape, vae.n)
     recon, kl = zip(*(elbo_terms(vae, b) for b in x.split(batch_size)), strict=True)
     recon, kl = torch.cat(recon).mean().item(), torch.cat(kl).sum(1).mean().item()
     return {"elbo": recon - kl, "recon": recon, "kl": kl}
@@ -240,7 +247,7 @@ def iwae_bound(vae, x, k):
     $\log \frac1k \sum_i p(x \mid z_i) p(z_i) / q(z_i \mid x)$; k = 1 is the ELBO, and
     the bound rises to $\log p(x)$ with k (Burda et al. 2016, section 3).
     """
-    check_images(x, vae.encoder.shape)
+    check_images(x, vae.encoder.shape, vae.n)
     if k < 1:
         raise ValueError(f"k is {k}; the bound needs at least one sample")
     mu, logvar = vae.encode(x)  # (B, Z)
@@ -253,8 +260,8 @@ def iwae_bound(vae, x, k):
     return torch.stack(log_w).logsumexp(0) - math.log(k)
 
 
-def check_images(x, shape, look=True):
-    """ValueError unless x is (B, *shape), floats with values in 0..1."""
+def check_images(x, shape, n=1, look=True):
+    """ValueError unless x is (B, *shape), floats in 0..1, multiples of 1/n if n > 1."""
     if x.shape[1:] != tuple(shape):
         raise ValueError(
             f"images have shape {tuple(x.shape)}; this model was built for "
@@ -269,6 +276,13 @@ def check_images(x, shape, look=True):
             f"images have values from {x.min():g} to {x.max():g}; expected 0..1. "
             "Divide by the largest value, as Images.x() does"
         )
+    if look and n > 1:
+        between = (n * x - (n * x).round()).abs() > 0.01
+        if between.any():
+            raise ValueError(
+                f"images have a value {x[between][0]:g}; with n = {n} each pixel is a "
+                f"multiple of 1/{n}. Round them, or build the model with n = 1"
+            )
 
 
 def interpolate(a, b, steps):
@@ -373,3 +387,40 @@ class AutoregressiveVAE(VAE):
             k = torch.binomial(points, p, generator=generator)
             x.flatten(1)[:, i] = (k / self.n).to(device)
         return x
+
+
+def digits_program():
+    """The training of a two-number VAE on the digits, for the page (see `live`).
+
+    The reader moves beta and the rate; the views are the encoded digits, (500, 2), and
+    what a grid of points in -3..3 decodes to, (100, 1, 8, 8).
+    """
+    from genlib.data import digits
+    from genlib.live import First, Normal, Phase, Program, Rows, Slider
+    from genlib.training import Adam
+
+    shape = (1, 8, 8)
+    encoder = MLPEncoder(shape, (256, 128), 4, nn.SiLU)
+    vae = VAE(encoder, MLPDecoder(shape, (128, 256), 2, nn.SiLU), n=16)
+    line = torch.linspace(-3, 3, 10)
+    grid = torch.cartesian_prod(-line, line).flip(1)  # rows from the top, (100, 2)
+
+    def loss(x, eps, beta):
+        return elbo_loss(*elbo_terms(vae, x, eps), beta)
+
+    def views(shown):
+        return {"codes": vae.encode(shown)[0], "images": vae.decode(grid).sigmoid()}
+
+    return Program(
+        {"vae": vae},
+        [Phase("vae", "vae", loss, Adam(), "lr")],
+        {
+            "x": Rows("digits", 128),
+            "eps": Normal(128, 2),
+            "beta": Slider(1.0, 0.0, 4.0, label="β"),
+            "lr": Slider(3e-3, 1e-4, 2e-2, log=True, label="learning rate"),
+            "shown": First("digits", 500),
+        },
+        views,
+        {"digits": {"digits": digits().x()}},
+    )

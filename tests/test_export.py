@@ -1,6 +1,7 @@
 """The export: ONNX Runtime gives PyTorch's numbers, and book/live is up to date."""
 
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from genlib.export import ExportError, export_onnx, run_onnx
+from genlib.export import ExportError, export_onnx, export_program, run_onnx
+from genlib.live import Normal, Phase, Program
+from genlib.training import SGD
 from genlib.vae import (
     VAE,
     ConvDecoder,
@@ -40,6 +43,9 @@ def glyphs_decoder():
 
 
 DECODERS = {"vae/digits": digits_decoder, "vae/glyphs": glyphs_decoder}
+
+# The functions of the library that build each program in book/live.
+PROGRAMS = {"vae/train": "vae.digits_program"}
 
 
 def load_decoder(name):
@@ -181,21 +187,70 @@ def check_live(name, model, folder, live=LIVE):
         )
 
 
-def live_names():
-    return sorted(
-        p.relative_to(LIVE).with_suffix("").as_posix() for p in LIVE.rglob("*.onnx")
-    )
-
-
 def test_each_live_model_has_its_files_and_its_code():
-    suffixes = {".onnx", ".json", ".safetensors"}
     files = {p.relative_to(LIVE).as_posix() for p in LIVE.rglob("*") if p.is_file()}
-    assert files == {f"{name}{suffix}" for name in DECODERS for suffix in suffixes}
+    expected = {
+        f"{name}{suffix}"
+        for names, suffixes in (
+            (DECODERS, (".onnx", ".json", ".safetensors")),
+            (PROGRAMS, (".step.onnx", ".view.onnx", ".json")),
+        )
+        for name in names
+        for suffix in suffixes
+    }
+    assert files == expected
 
 
-@pytest.mark.parametrize("name", live_names())
+@pytest.mark.parametrize("name", DECODERS)
 def test_what_is_committed_is_what_the_code_exports(name, tmp_path):
     check_live(name, load_decoder(name), tmp_path)
+
+
+def build_program(name):
+    """Build the program `name` from present code."""
+    module, function = PROGRAMS[name].split(".")
+    return getattr(importlib.import_module(f"genlib.{module}"), function)()
+
+
+def check_program(name, program, folder, live=LIVE):
+    """Export `program` anew and compare it with the files of `name` in book/live."""
+    import onnx
+
+    path = folder / f"{Path(name).name}.json"
+    again = export_program(program, path)["program"]
+    committed = live / f"{name}.json"
+    manifest = json.loads(committed.read_text())["program"]
+    for part in ("step", "view"):
+        file = committed.with_name(manifest[part]["onnx"])
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert manifest[part].pop("sha256") == digest, f"{name}: another {file.name}"
+        again[part].pop("sha256")
+        old, new = onnx.load(file), onnx.load(path.with_name(again[part]["onnx"]))
+        if old.producer_version == new.producer_version:
+            assert old == new, f"{name}: another {part}; run `make notebooks`"
+    assert manifest == again, f"{name}: another manifest; run `make notebooks`"
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_committed_programs_are_what_the_code_exports(name, tmp_path):
+    check_program(name, build_program(name), tmp_path)
+
+
+def test_drift_of_a_program_is_caught(tmp_path):
+    def build(width):
+        torch.manual_seed(0)
+        net = nn.Linear(2, width)
+        phase = Phase("f", "net", lambda z, **_: net(z).square().mean(), SGD())
+        return Program({"net": net}, [phase], {"z": Normal(3, 2)})
+
+    live = tmp_path / "live"
+    export_program(build(2), live / "p.json")
+    check_program("p", build(2), tmp_path, live)
+    with pytest.raises(AssertionError, match="another step"):
+        check_program("p", build(3), tmp_path, live)
+    (live / "p.view.onnx").write_bytes((live / "p.step.onnx").read_bytes())
+    with pytest.raises(AssertionError, match="another p.view.onnx"):
+        check_program("p", build(2), tmp_path, live)
 
 
 def test_drift_is_caught(tmp_path):

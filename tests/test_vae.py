@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributions import (
     Bernoulli,
@@ -152,6 +153,29 @@ def test_probabilities_of_all_counts_sum_to_one(n):
     torch.testing.assert_close(total, torch.ones(4))
 
 
+@pytest.mark.parametrize("n", [2, 16, 255])
+def test_log_likelihood_in_double_precision(n):
+    torch.manual_seed(0)
+    k = torch.randint(0, n + 1, (4, 1, 5, 6)).double()
+    logits = 3 * torch.randn(4, 1, 5, 6, dtype=torch.float64)
+    expected = Independent(Binomial(n, logits=logits), 3).log_prob(k)
+    result = log_likelihood(k / n, logits, n)
+    torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_log_likelihood_has_an_onnx_form(tmp_path):
+    pytest.importorskip("onnxscript")
+    from genlib.export import export_onnx, run_onnx
+
+    k, logits = torch.arange(17.0).view(17, 1, 1, 1), torch.linspace(-4, 4, 17)
+    feeds = {"x": k / 16, "logits": logits.view(17, 1, 1, 1)}
+    path = tmp_path / "score.onnx"
+    export_onnx(lambda x, y: log_likelihood(x, y, 16), feeds, path, ["score"])
+    expected = Binomial(16, logits=logits).log_prob(k.flatten())
+    score = torch.from_numpy(run_onnx(path, feeds)["score"])
+    torch.testing.assert_close(score, expected, rtol=1e-5, atol=1e-4)
+
+
 def test_log_likelihood_of_certain_pixels_is_finite_and_right():
     x = torch.tensor([0.0, 1.0, 1.0, 0.0]).view(4, 1, 1, 1)
     logits = torch.tensor([-300.0, 300.0, -300.0, 300.0]).view(4, 1, 1, 1)
@@ -210,6 +234,48 @@ def test_sizes_of_the_papers_can_be_asked_for(hidden, latent):
     vae = VAE(encoder, decoder)
     assert [t.shape for t in vae.encode(x)] == [(3, latent)] * 2
     assert vae.decode(vae.encode(x)[0]).shape == (3, *shape)
+
+
+def test_mlp_networks_compute_what_their_layers_do():
+    torch.manual_seed(0)
+    x, z, shape = torch.rand(2, 2, 3, 4), torch.randn(2, 3), (2, 3, 4)
+    encoder, decoder = MLPEncoder(shape, (7, 5), 6), MLPDecoder(shape, (7, 5), 3)
+    sizes = [(7, 24), (5, 7), (6, 5), (7, 3), (5, 7), (24, 5)]
+    a, b, c, d, e, f = [
+        (m.weight, m.bias)
+        for net in (encoder, decoder)
+        for m in net.modules()
+        if isinstance(m, nn.Linear)
+    ]
+    assert [tuple(w.shape) for w, _ in (a, b, c, d, e, f)] == sizes
+    hidden = F.linear(F.linear(x.flatten(1), *a).relu(), *b).relu()
+    torch.testing.assert_close(encoder(x), F.linear(hidden, *c))
+    hidden = F.linear(F.linear(z, *d).relu(), *e).relu()
+    torch.testing.assert_close(decoder(z), F.linear(hidden, *f).view(2, *shape))
+    plain = MLP(2, 3, 1)
+    assert isinstance(plain[1], nn.ReLU)
+
+
+def test_convolutional_networks_compute_what_their_layers_do():
+    torch.manual_seed(0)
+    x, z, shape = torch.rand(2, 3, 8, 12), torch.randn(2, 3), (3, 8, 12)
+    encoder, decoder = ConvEncoder(shape, 5, 6), ConvDecoder(shape, 5, 3)
+    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+    a, b, c, d, e, f = [
+        (m.weight, m.bias)
+        for net in (encoder, decoder)
+        for m in net.modules()
+        if isinstance(m, kinds)
+    ]
+    sizes = [(5, 3, 4, 4), (10, 5, 4, 4), (6, 60), (60, 3), (10, 5, 4, 4), (5, 3, 4, 4)]
+    assert [tuple(w.shape) for w, _ in (a, b, c, d, e, f)] == sizes
+    assert not any(bias is None for _, bias in (a, b, c, d, e, f))
+    half = {"stride": 2, "padding": 1}
+    hidden = F.silu(F.conv2d(F.silu(F.conv2d(x, *a, **half)), *b, **half))
+    torch.testing.assert_close(encoder(x), F.linear(hidden.flatten(1), *c))
+    hidden = F.silu(F.linear(z, *d)).view(2, 10, 2, 3)
+    hidden = F.silu(F.conv_transpose2d(hidden, *e, **half))
+    torch.testing.assert_close(decoder(z), F.conv_transpose2d(hidden, *f, **half))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 8, 8), (1, 8, 12)])
@@ -685,6 +751,24 @@ def test_one_bad_pixel_is_enough():
         with pytest.raises(ValueError, match="values from"):
             negative_elbo(vae, spoiled)
     negative_elbo(vae, x)
+
+
+@pytest.mark.parametrize("call", [negative_elbo, evaluate, iwae_bound])
+def test_pixels_between_whole_counts_are_refused(call):
+    extra = (2,) if call is iwae_bound else ()
+    vae = small_vae((1, 4, 4), latent=2, n=16)
+    for value in (0.03, 0.72, 1 - 1 / 255):
+        x = torch.full((2, 1, 4, 4), 0.5)
+        x[1, 0, 2, 3] = value
+        message = rf"a value {value:g}; with n = 16 .*multiple of 1/16.*Round them"
+        with pytest.raises(ValueError, match=message):
+            call(vae, x, *extra)
+        call(vae, (16 * x).round() / 16, *extra)
+        call(small_vae((1, 4, 4), latent=2), x, *extra)  # a score, with n = 1
+    vae.n = 255  # single precision comes near enough to k/255, however it is reached
+    counts = torch.arange(256.0).view(-1, 1, 4, 4)
+    for x in (counts / 255, counts * (1 / 255), counts.double() / 255):
+        call(vae.to(x), x, *extra)
 
 
 # --- a decoder that reads the pixels before ------------------------------------
