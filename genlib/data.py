@@ -864,6 +864,80 @@ class MixtureOfGaussians(Density):
         return self.shaped(self.mean[k] + (cholesky(self.cov)[k] @ noise)[:, :, 0])
 
 
+def plane_root(cov):
+    """The root of `cholesky` in the plane, written out: three numbers, (K,) each.
+
+    For cov (K, 2, 2) it is [[a, 0], [b, c]]. Where cov is singular, a and c are 1e-6.
+    """
+    a = cov[:, 0, 0].clamp(min=1e-12).sqrt()
+    b = cov[:, 1, 0] / a
+    return a, b, (cov[:, 1, 1] - b.square()).clamp(min=1e-12).sqrt()
+
+
+def plane_log_prob(x, mean, cov):
+    """`gaussian_log_prob` of K Gaussians at x (N, 2), by `plane_root`: (N, K)."""
+    a, b, c = plane_root(cov)
+    u = (x[:, :1] - mean[:, 0]) / a  # root^-1 (x - mean) is (u, v), (N, K) each
+    v = (x[:, 1:] - mean[:, 1] - b * u) / c
+    return -0.5 * (u.square() + v.square()) - (2 * math.pi * a * c).log()
+
+
+def plane_draw(mean, cov, noise):
+    """mean + root @ noise for K Gaussians: noise (..., K or 1, 2) -> (..., K, 2)."""
+    a, b, c = plane_root(cov)
+    x, y = noise.unbind(-1)
+    return mean + torch.stack((a * x, b * x + c * y), -1)
+
+
+class PlaneMixture(MixtureOfGaussians):
+    """A mixture in the plane by plain arithmetic: a page knows no Cholesky root."""
+
+    def joint(self, x):
+        return self.weight.log() + plane_log_prob(x, self.mean, self.cov)
+
+
+def mixture_program():
+    """EM of 15 Gaussians in the plane, for the page (see `live`).
+
+    The reader moves the floor and the temperature T of the E step: responsibilities are
+    in proportion to p(x, k)^(1/T) (Ueda & Nakano 1998), and T = 1 is EM. The views are
+    data and samples, (1000, 2) each, and ellipses of two standard deviations.
+    """
+    from torch import nn
+
+    from genlib.live import First, Normal, Phase, Program, Slider
+
+    means = nn.Embedding(15, 2)  # drawn by the seed; all else starts equal
+    rest = nn.ParameterDict({"weight": torch.full((15,), 1 / 15)})
+    rest["cov"] = torch.eye(2).repeat(15, 1, 1)
+    angle = torch.linspace(0, 2 * math.pi, 41)[:, None]
+    circle = torch.stack((angle.cos(), angle.sin()), 2)  # (41, 1, 2)
+
+    def em(x, floor, temperature):
+        model = PlaneMixture(15, floor)
+        model.weight, model.mean, model.cov = rest["weight"], means.weight, rest["cov"]
+        joint = model.joint(x)  # log p(x, k), (N, K)
+        model.m_step(x, (joint / temperature).softmax(1))  # E step, then M step
+        new = {"means.weight": model.mean, "rest.weight": model.weight}
+        new["rest.cov"] = model.cov
+        return new, {"log_likelihood": joint.logsumexp(1).mean()}
+
+    def views(x, noise):
+        level = torch.special.ndtr(noise[:, :1])  # of normal noise: uniform in 0..1
+        k = (level > rest["weight"].cumsum(0)[:-1]).sum(1)  # who draws, (1000,)
+        samples = plane_draw(means.weight[k], rest["cov"][k], noise[:, 1:])
+        ellipses = plane_draw(means.weight, rest["cov"], 2 * circle).transpose(0, 1)
+        return {"data": x, "samples": samples, "ellipses": ellipses}
+
+    toys = {t: toy2d(t, 1000, torch.Generator().manual_seed(0)) for t in TOYS}
+    feeds = {"x": First("target", 1000), "noise": Normal(1000, 3)}
+    feeds["floor"] = Slider(1e-3, 1e-4, 0.1, log=True)
+    feeds["temperature"] = Slider(1.0, 0.1, 3.0, log=True)
+    step = Phase("EM", ("means", "rest"), update=em)
+    tables = {"target": {"pinwheel": toys.pop("pinwheel"), **toys}}
+    return Program({"means": means, "rest": rest}, [step], feeds, views, tables)
+
+
 class KernelDensity(Density):
     """A Gaussian bump of one width around every training point (Parzen 1962).
 

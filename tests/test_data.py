@@ -34,12 +34,17 @@ from genlib.data import (
     glyphs,
     kmeans,
     load,
+    mixture_program,
+    plane_draw,
+    plane_log_prob,
+    plane_root,
     quantize,
     render_glyphs,
     to_levels,
     toy2d,
     toy2d_log_prob,
 )
+from genlib.live import Run
 
 
 def seeded(seed=0):
@@ -473,6 +478,136 @@ def test_mixture_survives_more_components_than_clusters():
     x[10:] += torch.randn(10, 3, generator=seeded())
     model = MixtureOfGaussians(6).fit(x)
     assert model.log_prob(x).isfinite().all()
+
+
+def plane_gaussians(K=4):
+    mean = torch.randn(K, 2, generator=seeded()).double()
+    root = torch.randn(K, 2, 2, generator=seeded(1)).double()
+    return mean, root @ root.mT + 0.01 * torch.eye(2)
+
+
+def test_gaussians_in_the_plane_are_those_of_torch():
+    mean, cov = plane_gaussians()
+    a, b, c = plane_root(cov)
+    root = torch.linalg.cholesky(cov)
+    close(torch.stack((a, b, c)), root[:, [0, 1, 1], [0, 0, 1]].T)
+    x = 3 * torch.randn(9, 2, generator=seeded(2)).double()
+    reference = torch.distributions.MultivariateNormal(mean, cov)
+    close(plane_log_prob(x, mean, cov), reference.log_prob(x[:, None]))
+    close(plane_log_prob(x, mean, cov), gaussian_log_prob(x, mean, cov))
+    close(
+        plane_draw(mean, cov, x[:, None]), mean + (root @ x[:, None, :, None])[..., 0]
+    )
+
+
+@pytest.fixture(scope="module")
+def em_program():
+    return mixture_program()
+
+
+def mixture_of(program, run):
+    """The run's state as a mixture of the chapter's class, float64."""
+    model, state = MixtureOfGaussians(15), program.parameters(run.state)
+    model.mean, model.weight, model.cov = (
+        state[name].double() for name in ("means.weight", "rest.weight", "rest.cov")
+    )
+    model.shape = (2,)
+    return model
+
+
+def test_the_program_is_em_of_scikit_learn(em_program):
+    """On standardized data, from the same start, for forty steps."""
+    x = toy2d("moons", 1000, seeded()).double()
+    x = (x - x.mean(0)) / x.std(0, correction=0)
+    run = Run(em_program, 3)
+    run.replace("target", x)
+    start = mixture_of(em_program, run)
+    reference = GaussianMixture(
+        15,
+        tol=0,
+        reg_covar=0.02,
+        max_iter=40,
+        weights_init=start.weight / start.weight.sum(),
+        means_init=start.mean,
+        precisions_init=start.cov.inverse(),
+    )
+    with pytest.warns(match="did not converge"):
+        reference.fit(x.numpy())
+    metrics, _ = run.step(40, floor=0.02)
+    model = mixture_of(em_program, run)
+    close(model.weight, torch.from_numpy(reference.weights_), tol=1e-3)
+    close(model.mean, torch.from_numpy(reference.means_), tol=5e-3)
+    close(model.cov, torch.from_numpy(reference.covariances_), tol=5e-3)
+    score = reference.score(x.numpy())
+    assert run.step(1, floor=0.02)[0].item() == pytest.approx(score, abs=1e-4)
+    assert metrics[0].item() == pytest.approx(start.log_prob(x).mean().item(), abs=1e-4)
+    assert metrics[-1] > metrics[0] + 0.5
+
+
+@pytest.mark.parametrize("target", ["pinwheel", "ring"])
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 2.5])
+def test_each_step_of_the_program_is_the_chapters(em_program, target, temperature):
+    run = Run(em_program, 1)
+    run.choose("target", target)
+    x = run.draw(0, view=True)["x"].double()
+    close(x, toy2d(target, 1000, seeded()).double(), tol=1e-3)
+    for _ in range(60):
+        model = mixture_of(em_program, run)
+        model.floor = 0.005
+        joint = model.joint(x)
+        power = joint / temperature
+        model.m_step(x, (power - power.logsumexp(1, keepdim=True)).exp())
+        metrics, _ = run.step(1, floor=0.005, temperature=temperature)
+        now = mixture_of(em_program, run)
+        assert metrics.item() == pytest.approx(
+            joint.logsumexp(1).mean().item(), abs=1e-4
+        )
+        close(now.weight, model.weight, tol=1e-4)
+        close(now.mean, model.mean, tol=1e-3)
+        close(now.cov, model.cov, tol=1e-3)
+
+
+def test_the_program_shows_the_mixture(em_program):
+    from scipy.stats import norm
+
+    run = Run(em_program, 2)
+    run.step(30)
+    model, view = mixture_of(em_program, run), run.view()
+    x, noise = (run.draw(0, view=True)[name] for name in ("x", "noise"))
+    assert torch.equal(view["data"], x)
+    # An ellipse of two standard deviations: Mahalanobis distance 2 in all directions
+    way = view["ellipses"].double() - model.mean[:, None]  # (15, 41, 2)
+    distance = (way @ model.cov.inverse() * way).sum(2).sqrt()
+    close(distance, torch.full((15, 41), 2.0).double(), tol=1e-3)
+    close(way[:, 0], way[:, -1], tol=1e-5)  # closed
+    # A sample: one component by its weight, then a draw of that one
+    edges = model.weight.cumsum(0).numpy()[:-1]
+    k = np.searchsorted(edges, norm.cdf(noise[:, 0].double()))
+    close(np.bincount(k, minlength=15) / 1000, model.weight, tol=0.05)
+    root = torch.linalg.cholesky(model.cov)[k]
+    expected = model.mean[k] + (root @ noise[:, 1:, None].double())[:, :, 0]
+    close(view["samples"], expected.float(), tol=1e-4)
+
+
+def test_the_program_survives_every_drawing(em_program):
+    run = Run(em_program, 0)
+    line = torch.linspace(-4, 4, 30)
+    drawings = [
+        torch.tensor([[3.9, -3.9]]),
+        torch.tensor([[-2.0, 1.0], [-2.0, 1.0], [2.0, 1.0]]),
+        torch.stack((line, 0.0 * line), 1),
+        torch.stack((line, line), 1),
+    ]
+    for rows in drawings:
+        for settings in ({"floor": 1e-4}, {"floor": 1e-4, "temperature": 0.1}):
+            run.replace("target", rows)
+            metrics, _ = run.step(30, **settings)
+            assert metrics.isfinite().all()
+            assert all(value.isfinite().all() for value in run.view().values())
+    run.choose("target", "ring")
+    assert run.step(30)[0].isfinite().all()
+    run.reset(0)
+    assert run.step(60)[0][-1] > -1, "nothing of it is left"
 
 
 def test_kernel_density_is_that_of_scikit_learn():
