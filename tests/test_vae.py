@@ -328,12 +328,13 @@ def test_encode_gives_mu_first_then_logvar():
     torch.testing.assert_close(logvar, torch.tensor([3.0, 4.0]).expand(5, 2))
 
 
-def test_an_encoder_with_an_odd_number_of_outputs_is_refused():
+@pytest.mark.parametrize("outputs", [2, 3, 5, 6])
+def test_an_encoder_with_another_number_of_outputs_is_refused(outputs):
     shape = (1, 2, 2)
-    vae = VAE(MLPEncoder(shape, (), 3), MLPDecoder(shape, (), 2))
-    with pytest.raises(ValueError, match="gives 3 numbers.*it must give 4"):
+    vae = VAE(MLPEncoder(shape, (), outputs), MLPDecoder(shape, (), 2))
+    with pytest.raises(ValueError, match=f"gives {outputs} numbers.*it must give 4"):
         negative_elbo(vae, torch.zeros(4, *shape))
-    with pytest.raises(ValueError, match="gives 3 numbers"):
+    with pytest.raises(ValueError, match=f"gives {outputs} numbers"):
         iwae_bound(vae, torch.zeros(4, *shape), k=2)
 
 
@@ -393,6 +394,48 @@ def test_sample_decodes_draws_from_the_prior():
     again = vae.sample(50_000, torch.Generator().manual_seed(0))
     other = vae.sample(50_000, torch.Generator().manual_seed(1))
     assert torch.equal(images, again) and not torch.equal(images, other)
+
+
+def watched(vae):
+    """Note the number of rows of each call of the decoder, and if it kept gradients."""
+    calls = []
+    vae.decoder.register_forward_hook(
+        lambda module, args, out: calls.append((len(args[0]), torch.is_grad_enabled()))
+    )
+    return calls
+
+
+def test_what_is_not_trained_on_keeps_no_gradients():
+    vae, x = small_vae(), torch.rand(5, 1, 2, 2)
+    slow = autoregressive()
+    calls, slow_calls = watched(vae), watched(slow)
+    vae.reconstruct(x), vae.sample(5), evaluate(vae, x), iwae_bound(vae, x, 2)
+    slow.sample(5)
+    assert calls == [(5, False)] * 5 and slow_calls == [(5, False)] * 4
+    negative_elbo(vae, x)
+    assert calls[-1] == (5, True)
+
+
+def test_a_large_set_is_evaluated_in_batches():
+    vae = small_vae()
+    calls = watched(vae)
+    evaluate(vae, torch.rand(2300, 1, 2, 2))
+    evaluate(vae, torch.rand(7, 1, 2, 2), batch_size=3)
+    assert [rows for rows, _ in calls] == [1000, 1000, 300, 3, 3, 1]
+
+
+def test_everything_stays_on_the_device_of_the_model():
+    # The device "meta" has shapes and no numbers: a tensor made elsewhere is refused.
+    vae = small_vae((1, 2, 2), latent=2, n=16).to("meta")
+    x = torch.rand(3, 1, 2, 2, device="meta")
+    assert vae.sample(3).device.type == vae.reconstruct(x).device.type == "meta"
+    assert log_likelihood(x, x, 16).device.type == "meta"
+    assert interpolate(x[0, 0, 0], x[0, 0, 1], 5).device.type == "meta"
+    negative_elbo(vae, x)["loss"].backward()  # and does not look at the values
+
+
+def test_no_images_have_no_bounds():
+    assert iwae_bound(small_vae(n=2), torch.rand(0, 1, 2, 2), 3).shape == (0,)
 
 
 def test_interpolate_walks_in_equal_steps_from_end_to_end():
@@ -805,6 +848,13 @@ def test_a_pixel_changes_later_logits_and_all_of_them(shape):
 
 def test_masked_weights_get_no_gradient():
     vae = autoregressive((1, 3, 3), hidden=2)
+    assert {k: tuple(p.shape) for k, p in vae.decoder.named_parameters()} == {
+        "weight": (18, 9),
+        "bias": (18,),
+        "out": (9, 2),
+        "from_z.weight": (9, 1),
+        "from_z.bias": (9,),
+    }
     negative_elbo(vae, torch.rand(4, 1, 3, 3))["loss"].backward()
     grad = vae.decoder.weight.grad.view(9, 2, 9) != 0
     allowed = torch.ones(9, 9).tril(-1).bool()[:, None].expand(9, 2, 9)
@@ -891,6 +941,22 @@ def test_step_is_adam_with_a_rate_that_rises_and_falls():
         optimizer.step()
     for mine, theirs in zip(vae.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_defaults_of_the_step_are_those_of_the_bound():
+    x, _ = digits()
+    vae, plain = digit_vae(), digit_vae()
+    torch.manual_seed(1)
+    metrics = make_step(vae, 10)((x[:64], None))  # the first of 10 steps: full rate
+    torch.manual_seed(1)
+    recon, kl = elbo_terms(plain, x[:64])
+    loss = kl.sum(1).mean() - recon.mean()
+    assert set(metrics) == {"loss", "recon", "kl"}
+    assert metrics["loss"].item() == pytest.approx(loss.item(), rel=1e-6)
+    loss.backward()
+    torch.optim.Adam(plain.parameters(), 3e-3).step()
+    for mine, theirs in zip(vae.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def train(seed, max_steps):
