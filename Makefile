@@ -63,6 +63,8 @@ test: check book ## everything: units, notebooks, the book in a browser
 
 bench: install ## measure genlib beside its peers (minutes; needs MNIST)
 	$(PY) -m bench.vae
+	$(PY) -m bench.gan
+	$(PY) -m bench.live
 
 repository: install ## set the repository's address everywhere: URL=https://host/owner/name
 	$(PY) -m tools.repository "$(URL)"

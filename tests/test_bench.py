@@ -13,8 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bench import gan, live
 from bench import vae as bench
+from conftest import require_or_skip
 from genlib.data import Images
+from genlib.gan import discriminator_loss, generator_loss
+from genlib.live import Normal, Phase, Program, Run, Slider
+from genlib.training import SGD, Adam
 
 ROOT = Path(__file__).parents[1]
 
@@ -122,11 +127,12 @@ def test_stored_result_is_of_this_bench():
     assert bench.report(stored)
 
 
-def test_without_data_the_bench_says_what_it_needs(tmp_path):
+@pytest.mark.parametrize("module", ["bench.vae", "bench.gan"])
+def test_without_data_the_bench_says_what_it_needs(tmp_path, module):
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"half a file")
     result = subprocess.run(
-        [sys.executable, "-m", "bench.vae"],
+        [sys.executable, "-m", module],
         cwd=ROOT,
         env={**os.environ, "GENLIB_DATA": str(tmp_path)},
         capture_output=True,
@@ -135,3 +141,284 @@ def test_without_data_the_bench_says_what_it_needs(tmp_path):
     assert result.returncode == 1
     assert "the bench needs MNIST" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# --- the GAN against its peer -------------------------------------------------------
+
+
+def same_players(peer_g, peer_d):
+    """genlib's G and D of the same architecture, with the peer's weights."""
+    G, D = gan.normed_players(*gan.CONTENDERS["same"]["sizes"])
+    for own, peer in ((G.net, peer_g), (D.net, peer_d)):
+        values = zip(own.parameters(), peer.parameters(), strict=True)
+        with torch.no_grad():
+            for a, b in values:
+                a.copy_(b)
+    return G, D
+
+
+def test_gans_of_the_same_architecture_compute_the_same():
+    torch.manual_seed(0)
+    peer_g, peer_d = gan.peer_players()
+    sizes = [sum(p.numel() for p in x.parameters()) for x in (peer_g, peer_d)]
+    assert sizes == [1_510_032, 533_505]  # summed by hand from the configuration
+    G, D = same_players(peer_g, peer_d)
+    z, x = torch.randn(64, 100), torch.rand(64, 1, 28, 28) * 2 - 1
+    torch.testing.assert_close(G(z).flatten(1), peer_g(z))
+    torch.testing.assert_close(D(x).sigmoid()[:, None], peer_d(x.flatten(1)))
+    free = gan.normed_players(*gan.CONTENDERS["free"]["sizes"])
+    count = [sum(p.numel() for p in player.parameters()) for player in free]
+    assert count[0] <= sizes[0] and count[1] <= sizes[1]
+
+
+def test_the_peers_round_has_the_librarys_losses():
+    torch.manual_seed(0)
+    peer_g, peer_d = gan.peer_players()
+    G, D = same_players(peer_g, peer_d)
+    x = torch.rand(64, 1, 28, 28) * 2 - 1
+    torch.manual_seed(1)
+    loss_d, loss_g = gan.peer_step(peer_g, peer_d)(x)
+    torch.manual_seed(1)
+    z = torch.randn(64, 100)
+    assert loss_g == pytest.approx(generator_loss(G, D, z).item(), rel=1e-5)
+    # The peer's D sees what G drew before it moved; its loss is a mean of two
+    half = discriminator_loss(G, D, x, z).item() / 2
+    assert loss_d == pytest.approx(half, rel=1e-5)
+
+
+def test_genlibs_round_moves_both_players_once():
+    """Both moves come from one batch of noise; D is left able to learn."""
+    torch.manual_seed(0)
+    G, D = same_players(*gan.peer_players())
+    before = [p.clone() for p in (*G.parameters(), *D.parameters())]
+    metrics = gan.genlib_step(G, D, 10, 1e-3)(torch.rand(64, 1, 28, 28))
+    after = [*G.parameters(), *D.parameters()]
+    # Adam's first step is the rate itself, here a tenth of a step into its rise
+    steps = [(a - b).abs().max().item() for a, b in zip(after, before, strict=True)]
+    assert max(steps) == pytest.approx(gan.rate(0, 10) * 1e-3, rel=1e-2)
+    assert min(steps) > 0
+    assert all(p.requires_grad for p in after)
+    assert metrics.keys() == {"loss_d", "loss_g"}
+
+
+def test_rate_rises_stays_and_falls():
+    rates = [gan.rate(k, 100) for k in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[4:50] == [1.0] * 46
+    assert rates[75] == pytest.approx(0.5) and 0 < rates[99] <= 0.02
+
+
+def test_the_peers_pixels_are_the_librarys_in_minus_one_to_one(images):
+    x, label = gan.NormalizedFiles(images)[7]
+    torch.testing.assert_close(x, 2 * images.x()[7] - 1)
+    assert label == 7
+
+
+def test_distance_is_frechets_in_the_judges_features():
+    from scipy.linalg import sqrtm
+
+    class Corner(torch.nn.Module):
+        """A judge whose features are the first three pixels."""
+
+        def body(self, x):
+            return x.flatten(1)[:, :3]
+
+    pixels = torch.randint(0, 256, (3000, 1, 28, 28)).to(torch.uint8)
+    test = Images("noise", pixels, torch.zeros(3000).long(), ("0",))
+    distance = gan.make_distance(Corner(), test, samples=2500)
+
+    def draw(z):
+        assert z.shape[1] == 5
+        return z[:, :3].cumsum(1)[:, None]
+
+    z = torch.randn(2500, 5, generator=torch.Generator().manual_seed(1))
+    a, b = draw(z)[:, 0].double(), test.x().flatten(1)[:, :3].double()
+    c, d = (x.T.cov().numpy() for x in (a, b))
+    expected = (a.mean(0) - b.mean(0)).square().sum() + (c + d).trace()
+    expected = expected - 2 * sqrtm(c @ d).real.trace()
+    assert distance(draw, 5) == pytest.approx(float(expected), rel=1e-4)
+
+
+def by_brightness(draw, latent=100):
+    """A stand-in distance that costs nothing: mean brightness."""
+    with torch.no_grad():
+        return draw(torch.zeros(8, latent)).mean().item()
+
+
+def test_the_peer_gan_crosses_or_does_not(images):
+    def run(target):
+        return gan.run_peer(images, by_brightness, 0, target, max_epochs=2, part=2)
+
+    missed = run(-1.0)
+    assert missed["whole"] is missed["compute"] is None
+    # 300 images are 5 batches, looked at after 2, 4 and all of an epoch, twice
+    assert len(missed["curve"]) == 1 + 2 * 3
+    assert sorted(missed["curve"]) == missed["curve"], "time runs on"
+    crossed = run(2.0)
+    assert crossed["loss"] == 2.0 and len(crossed["curve"]) == 2
+
+
+@pytest.mark.parametrize("name", gan.CONTENDERS)
+def test_genlibs_gan_trains(images, name):
+    settings = gan.CONTENDERS[name] | {"max_steps": 3}
+    run = gan.run_genlib(images, by_brightness, 0, **settings)
+    assert 0 < run["compute"] < run["whole"]
+    assert 0 < run["loss"] < 1
+
+
+def gan_result(loss=gan.TARGET - 1, after=100.0):
+    run = {"whole": 10.0, "compute": 5.0, "loss": loss}
+    peer = {"whole": 100.0, "compute": 75.0, "loss": gan.TARGET}
+    return {
+        "machine": bench.machine(),
+        "target": gan.TARGET,
+        "judge": {"accuracy": 0.99, "floor": 2.0, "gaussian": 400.0},
+        "gemm": [100.0, after],
+        "runs": {"peer": [peer, peer], "same": [run, run], "free": [run, run]},
+    }
+
+
+def test_gan_report_gives_ratios_and_warns():
+    text = gan.report(gan_result())
+    assert "same, end to end: 10.0 times faster (10.0 to 10.0)" in text
+    assert "free, steps only: 15.0 times faster" in text
+    assert "WARNING" not in text
+    assert "WARNING" in gan.report(gan_result(after=120.0))
+    missed = gan.report(gan_result(loss=gan.TARGET + 0.1))
+    assert "free, end to end: no ratio" in missed
+
+
+def test_stored_gan_result_is_of_this_bench():
+    stored = json.loads(gan.RESULTS.read_text())
+    assert stored["target"] == gan.TARGET
+    assert list(stored["runs"]) == ["peer", *gan.CONTENDERS]
+    assert gan.report(stored)
+
+
+# --- programs in the page against eager PyTorch -------------------------------------
+
+
+def average_program():
+    """A program with all that a phase can have: rhythm, momentum, an update."""
+    torch.manual_seed(0)
+    nets = {name: torch.nn.Linear(2, 2) for name in ("f", "g", "slow")}
+
+    def f_loss(z):
+        return (nets["g"](nets["f"](z)) - z).square().mean()
+
+    def g_loss(z):
+        out = nets["g"](nets["f"](z))
+        return {"loss": (out - 1).square().mean(), "mean": out.mean()}
+
+    def update():
+        pairs = zip(
+            nets["slow"].named_parameters(), nets["f"].parameters(), strict=True
+        )
+        return {f"slow.{k}": 0.9 * a + 0.1 * b for (k, a), b in pairs}
+
+    return Program(
+        nets,
+        [
+            Phase("f", "f", f_loss, SGD(0.9), "lr"),
+            Phase("g", "g", g_loss, Adam((0.5, 0.99), 1e-3), 0.05, "g_every"),
+            Phase("slow", "slow", update=update),
+        ],
+        {
+            "z": Normal(16, 2),
+            "lr": Slider(0.1, 0.01, 1.0),
+            "g_every": Slider(2, 1, 9, integer=True),
+        },
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}])
+def test_eager_steps_are_the_programs(options):
+    program = average_program()
+    run = Run(program)
+    expected, _ = run.step(7)
+    eager = live.Eager(average_program(), **options)
+    rows = torch.tensor(eager.first(7))
+    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
+    for key, value in program.parameters(run.state).items():
+        got = eager.parameters[key].detach()
+        torch.testing.assert_close(got, value, rtol=1e-3, atol=1e-5)
+
+
+def test_native_steps_are_the_programs(tmp_path):
+    export = pytest.importorskip("genlib.export")
+    pytest.importorskip("onnxruntime")
+    program = average_program()
+    export.export_program(program, tmp_path / "p.json")
+    native = live.Native(program, tmp_path / "p.step.onnx")
+    run = Run(program)
+    for _ in range(2):  # the second call goes on from the first
+        expected, _ = run.step(4)
+        got = torch.tensor(native.first(4))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert min(native.turn(6, 4)) > 0 and native.steps == 14
+
+
+def test_an_optimizer_that_torch_lacks_is_named():
+    class Newton:
+        pass
+
+    with pytest.raises(ValueError, match="Newton"):
+        live.torch_optimizer(Newton(), [], 0.1)
+
+
+def test_contenders_that_train_otherwise_are_refused():
+    rows = [[100.0, 0.1], [50.0, 0.2]]
+    near = [[100.01, 0.1], [50.0, 0.2001]]
+    gaps = live.compare({"eager": rows, "page": near})
+    assert gaps == {"eager": 0.0, "page": pytest.approx(1e-4)}
+    with pytest.raises(ValueError, match="page trains otherwise"):
+        live.compare({"eager": rows, "page": [[100.0, 0.1], [50.0, 0.203]]})
+    with pytest.raises(ValueError, match="page trains otherwise"):
+        live.compare({"eager": rows, "page": [[float("nan"), 0.1], [50.0, 0.2]]})
+
+
+def test_a_program_is_measured_in_the_page(tmp_path, chromium, monkeypatch):
+    """The real thing, short: exported, served, trained by all contenders in turn."""
+    if not (live.VENDOR / "ort").is_dir():
+        require_or_skip("book", "its third-party files are missing; run `make book`")
+    monkeypatch.setenv("GENLIB_CHROMIUM", chromium)
+    live.lay_out(tmp_path)
+    with live.serve(tmp_path) as address, live.chromium() as browser:
+        found = live.measure(average_program, tmp_path, browser, address, 2, 0.02)
+    assert max(found["gap"].values()) < live.ALIKE
+    assert found["gap"]["page"] > 0, "other arithmetic, so another last digit"
+    assert len(found["rounds"]) == 2 and found["per_call"] > 1
+    for turns in found["rounds"]:
+        assert tuple(turns) == live.CONTENDERS
+        assert all(cpu >= 0 and wall > 0 for cpu, wall in turns.values())
+
+
+def live_result(after=100.0):
+    turns = [
+        {name: [s * (1 + k), 2 * s] for k, name in enumerate(live.CONTENDERS)}
+        for s in (1.0, 2.0, 4.0)
+    ]
+    found = {"steps": 300, "per_call": 8, "gap": {}, "rounds": turns}
+    return {
+        "machine": bench.machine(),
+        "gemm": [100.0, after],
+        "webgpu": {"default": "none", "forced": "paint, in software"},
+        "browser": "Chromium 1",
+        "programs": {"vae/train": found},
+    }
+
+
+def test_live_report_gives_rates_and_ratios():
+    text = live.report(live_result())
+    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert " 150 " in lines["eager"] and "1.00 (1.00 to 1.00)" in lines["eager"]
+    assert " 38 " in lines["page"], "150 / 4"
+    assert "0.25 (0.25 to 0.25)" in lines["page"]
+    assert "0.50 (0.50 to 0.50)" in lines["page"], "to fused"
+    assert "none" in lines["WebGPU"] and "paint, in software" in lines["WebGPU"]
+    assert "WARNING" not in text and "WARNING" in live.report(live_result(after=80.0))
+
+
+def test_stored_live_result_is_of_the_books_programs():
+    stored = json.loads(live.RESULTS.read_text())
+    assert list(stored["programs"]) == list(live.programs())
+    assert live.report(stored)
