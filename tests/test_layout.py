@@ -23,7 +23,6 @@ SUPPORT = {
     "export",
     "live",
     "plot",
-    "training",
     "widgets",
 }
 MAX_LINES = 40

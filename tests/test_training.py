@@ -480,6 +480,9 @@ def test_where_the_surfaces_are_lowest():
         torch.testing.assert_close(at, torch.tensor(lowest), atol=0.01, rtol=0)
         assert abs(heights.min()) < 1e-3
         assert (curvatures(SURFACES[name], list(lowest)) > 0).all()
+    found = curvatures(SURFACES["bend"], [1.0, 1.0])  # of [[8.1, -4], [-4, 2]]
+    assert found.sum() == pytest.approx(10.1, rel=1e-4)
+    assert found.prod() == pytest.approx(0.2, rel=1e-3)
     low, high = curvatures(SURFACES["two valleys"], [-0.0755, 0.0])  # the pass
     assert low < 0 < high
     left = SURFACES["two valleys"](torch.tensor([-0.96, 0.0]))
