@@ -64,6 +64,7 @@ test: check book ## everything: units, notebooks, the book in a browser
 bench: install ## measure genlib beside its peers (minutes; needs MNIST)
 	$(PY) -m bench.vae
 	$(PY) -m bench.gan
+	$(PY) tools/vendor.py
 	$(PY) -m bench.live
 
 repository: install ## set the repository's address everywhere: URL=https://host/owner/name

@@ -327,6 +327,7 @@ def average_program():
             "lr": Slider(0.1, 0.01, 1.0),
             "g_every": Slider(2, 1, 9, integer=True),
         },
+        lambda z: {"picture": nets["slow"](z)},
     )
 
 
