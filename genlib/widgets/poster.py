@@ -71,10 +71,10 @@ def _heatmap(ax, spec, layer, values, colour):
 
 
 def _heat():
-    """Purple to orange through white: what the page paints too."""
+    """Orange to blue through the page's ground: what the page paints too."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("heat", ["#9970ab", "#f7f7f7", "#e08214"])
+    return LinearSegmentedColormap.from_list("heat", ["#f0c48c", "#fcfcfa", "#93c4ea"])
 
 
 def _lines(ax, spec, layer, values, colour):

@@ -222,7 +222,7 @@ export function heatColours({ colours, dark }) {
 
 function heatmap({ data, shape: [rows, cols] }, { range }, tools) {
   const { context, width, height } = tools;
-  const [low, high] = range ?? [Math.min(...data), Math.max(...data)];
+  const [low, high] = range;
   const table = heatColours(tools);
   const pixels = new ImageData(cols, rows);
   for (let r = 0; r < rows; r += 1) {
@@ -405,7 +405,7 @@ export function makeLegend(spec, hidden, redraw) {
     .map((layer) => {
       const sign = h("span", { class: `gl-sign gl-sign-${layer.mark}`, "aria-hidden": "true" });
       const [low, high] = layer.range ?? [];
-      const words = layer.mark === "heatmap" && layer.range ? [`${low} `, sign, ` ${high}  ${layer.label}`] : [sign, ` ${layer.label}`];
+      const words = layer.mark === "heatmap" ? [`${low} `, sign, ` ${high}  ${layer.label}`] : [sign, ` ${layer.label}`];
       const button = h("button", { type: "button", "aria-pressed": "true", title: `Show or hide: ${layer.label}`, onclick: toggle }, words);
       function toggle() {
         const off = !hidden.has(layer);
