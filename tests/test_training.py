@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from genlib.data import load
 from genlib.live import Run
 from genlib.training import (
     SGD,
@@ -556,6 +557,8 @@ def test_the_digits_program_trains_as_torch_does():
         metrics, _ = run.step()
         assert metrics.item() == pytest.approx(loss.item(), rel=1e-4)
     held = program.tables["held out"]["validation"].rows
+    assert torch.equal(held[:, :64], load("digits").x().flatten(1)[1200:])
+    assert torch.equal(clean[:, :64], load("digits").x().flatten(1)[:1200])
     logits, labels = model(held[:, :64]).detach(), held[:, 64].long()
     view = run.view()
     loss = nn.functional.cross_entropy(logits, labels).item()
