@@ -105,7 +105,13 @@ def test_the_book_lists_every_notebook():
 
 
 HEAVY = {"matplotlib", "sklearn", "pooch", "onnx", "onnxruntime", "ipywidgets"}
-LIGHT = {"data", "exercises", "training", "vae"}  # load such things when they use them
+LIGHT = {
+    "data",
+    "exercises",
+    "stability",
+    "training",
+    "vae",
+}  # load such things when they use them
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
