@@ -33,6 +33,8 @@ from genlib.vae import (
     LinearGaussian,
     MLPDecoder,
     MLPEncoder,
+    digits_program,
+    elbo_loss,
     elbo_terms,
     evaluate,
     gaussian_kl,
@@ -138,6 +140,10 @@ def test_log_likelihood_is_that_of_torch_distributions(n):
     assert expected.shape == (4,)
     result = log_likelihood(k / n, logits, n).double()
     torch.testing.assert_close(result, expected, rtol=2e-5, atol=1e-3)
+    for end in (0.0, 1.0):  # rounding on the way to k/n makes no difference
+        near = torch.nextafter(k / n, torch.tensor(end))
+        result = log_likelihood(near, logits, n).double()
+        torch.testing.assert_close(result, expected, rtol=2e-5, atol=1e-3)
     if n == 1:
         expected = Independent(Bernoulli(logits=logits), 3).log_prob(k)
         torch.testing.assert_close(log_likelihood(k, logits), expected)
@@ -714,6 +720,9 @@ def test_loss_is_minus_the_bound():
     torch.testing.assert_close(parts["recon"], recon.mean())
     torch.testing.assert_close(parts["kl"], kl.sum(1).mean())
     torch.testing.assert_close(parts["loss"], (kl.sum(1) - recon).mean())
+    assert elbo_loss(recon, kl) == parts
+    nothing_told = torch.zeros(8, 2)  # and no free bits to begin with
+    assert elbo_loss(recon, nothing_told)["loss"] == -recon.mean()
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 4.0])
@@ -979,6 +988,28 @@ def test_training_beats_the_untrained_model_and_independent_pixels():
     assert trained > baseline + 80  # nats per image
     tighter = iwae_bound(vae, test_x, 50).mean().item()
     assert tighter > trained + 0.5
+
+
+def test_the_page_trains_the_chapter_model():
+    program = digits_program()
+    vae, (phase,) = program.modules["vae"], program.phases
+    x, eps = digits()[0][:5], torch.randn(5, 2)
+    mu, logvar = vae.encode(x)
+    q = Normal(mu, (0.5 * logvar).exp())
+    recon = Binomial(16, logits=vae.decode(mu + q.scale * eps)).log_prob(16 * x)
+    kl = kl_divergence(q, Normal(0.0, 1.0)).sum(1)
+    loss = (2.5 * kl - recon.flatten(1).sum(1)).mean()
+    torch.testing.assert_close(phase.loss(x=x, eps=eps, beta=2.5)["loss"], loss)
+    views = program.views(shown=x)
+    torch.testing.assert_close(views["codes"], mu)
+    rows = views["images"].view(10, 10, 1, 8, 8)  # z1 to the right, z2 upwards
+    for row, column, z in [
+        (0, 0, (-3.0, 3.0)),
+        (0, 9, (3.0, 3.0)),
+        (9, 0, (-3.0, -3.0)),
+    ]:
+        mean = Bernoulli(logits=vae.decode(torch.tensor([z]))).mean[0]
+        torch.testing.assert_close(rows[row, column], mean)
 
 
 def test_the_seed_decides_the_run():
