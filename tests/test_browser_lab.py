@@ -633,6 +633,8 @@ def test_every_lab_of_the_book_trains_as_pytorch_does(visit, site, pages):
         for name in re.findall(r'data-widget="training_lab" data-live="([^"]+)"', text):
             page = visit(path)
             place = page.locator(f'[data-live="{name}"]')
+            others = f'.gl-live:not([data-live="{name}"])'
+            page.locator(others).evaluate_all("(all) => all.forEach((e) => e.remove())")
             place.locator(".gl-start").click()
             place.locator(".gl-lab").wait_for(timeout=30_000)
             begin(page)

@@ -93,8 +93,9 @@ export function powers([low, high]) {
   return within.length > 1 ? within : ticks([low, high]).filter((_, i) => i % 2 === 0);
 }
 
-// One chart of the spec, with a legend that carries the newest values
-export function makeChart(spec) {
+// One chart of the spec, with a legend that carries the newest values; `known` gives
+// labels that have a colour elsewhere the same one here
+export function makeChart(spec, known = {}) {
   const canvas = h("canvas", { "aria-hidden": "true" });
   const values = spec.series.map(() => h("span", { class: "gl-value" }));
   const keys = spec.series.map(() => h("span", { class: "gl-key" }));
@@ -128,8 +129,8 @@ export function makeChart(spec) {
     };
     axes(context, { width, height, x, y, reach, range: [low, high], log: spec.log, colours });
     for (const { value } of lines) dotted(context, { width, y: y(value), colours });
-    spec.series.forEach(({ label, colour }, k) => {
-      const shade = readable(colour ?? PALETTE[k % PALETTE.length], colours.surface, 3.2);
+    spec.series.forEach(({ label }, k) => {
+      const shade = readable(known[label] ?? PALETTE[k % PALETTE.length], colours.surface, 3.2);
       keys[k].style.background = shade;
       if (before[k]) curve(context, before[k], { x, y, shade, dashed: true });
       curve(context, columns[k], { x, y, shade });

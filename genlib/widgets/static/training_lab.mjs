@@ -3,7 +3,7 @@
 import { makeChart, short } from "./curves.mjs";
 import { makeChoice, makeSlider, plain, typed } from "./controls.mjs";
 import { LostKernel, kernelEngine } from "./engine.mjs";
-import { h, onTheme, pageColours } from "./dom.mjs";
+import { PALETTE, h, onTheme, pageColours } from "./dom.mjs";
 import { aspectOf, isPlane, makeLegend, makePanel } from "./panels.mjs";
 import { makeSketch } from "./sketch.mjs";
 
@@ -78,7 +78,11 @@ function render({ model, el, started = false }) {
   const kept = spec.panels.map((panel) => makePanel(panel, hidden, ratio));
   const legends = spec.panels.map((panel) => makeLegend(panel, hidden, redraw));
   panels.forEach(({ element }, k) => legends[k].element && element.append(legends[k].element));
-  const charts = spec.curves.map(makeChart);
+  const trails = spec.panels.flatMap(({ layers }) => layers.filter(({ mark }) => mark === "trail"));
+  const known = Object.fromEntries(
+    trails.flatMap(({ labels, colours = PALETTE }) => labels.map((label, k) => [label, colours[k]])),
+  );
+  const charts = spec.curves.map((curve) => makeChart(curve, known));
 
   const main = button("Start", () => (running ? pause() : start()), "Train, or stop training", { class: "gl-main", "data-first": true });
   const stepButtons = [button("One step", () => single(null), "Train one step")].concat(
@@ -100,8 +104,7 @@ function render({ model, el, started = false }) {
     },
   });
   // A path wants every step in the picture
-  const paths = spec.panels.some(({ layers }) => layers.some(({ mark }) => mark === "trail"));
-  speed.value = paths ? SPEEDS.indexOf(30) : SPEEDS.length - 1;
+  speed.value = trails.length ? SPEEDS.indexOf(30) : SPEEDS.length - 1;
   const speedText = h("span", { class: "gl-quiet", "aria-hidden": "true" });
   const stepText = h("span", { class: "gl-step" }, "step 0");
   const rateText = h("span", { class: "gl-quiet" });
