@@ -132,6 +132,18 @@ def make_step(G, D, lr_g=1e-3, lr_d=1e-3, betas=(0.5, 0.99), saturating=0.0):
     return step
 
 
+@torch.no_grad()
+def follow(average, module, rate=0.01):
+    """Move a copy's parameters a little towards the module's: a mean over past steps.
+
+    average <- (1 - rate) average + rate module, in place; a step t back counts with
+    weight rate (1 - rate)^t. The generator that is shown is usually such a mean (Yazici
+    et al. 2019, arXiv:1806.04498).
+    """
+    for slow, fast in zip(average.parameters(), module.parameters(), strict=True):
+        slow.lerp_(fast, rate)
+
+
 # --- what the game measures -----------------------------------------------------------
 
 

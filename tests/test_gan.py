@@ -21,6 +21,7 @@ from genlib.gan import (
     Generator,
     Maxout,
     discriminator_loss,
+    follow,
     frechet_distance,
     generator_loss,
     js_divergence,
@@ -260,6 +261,26 @@ def test_step_leaves_d_able_to_learn():
     step(x.float()), step(x.float())
     assert all(p.requires_grad for p in D.parameters())
     assert all(not torch.equal(v, before[k]) for k, v in D.state_dict().items())
+
+
+def test_average_is_that_of_torch():
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    torch.manual_seed(0)
+    G = Generator((2,), (4,), 3)
+    average, theirs = (
+        copy.deepcopy(G),
+        AveragedModel(G, multi_avg_fn=get_ema_multi_avg_fn(0.9)),
+    )
+    theirs.update_parameters(G)  # its first update copies
+    for _ in range(3):
+        with torch.no_grad():
+            for p in G.parameters():
+                p.add_(torch.randn_like(p))
+        follow(average, G, rate=0.1)
+        theirs.update_parameters(G)
+    for a, b in zip(average.parameters(), theirs.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_gan_learns_a_gaussian():
