@@ -350,6 +350,9 @@ def test_eager_steps_are_the_programs(options):
     for key, value in program.parameters(run.state).items():
         got = eager.parameters[key].detach()
         torch.testing.assert_close(got, value, rtol=1e-3, atol=1e-5)
+    # In step 7 f moves alone: nobody else costs the peer a gradient
+    asked = [key for key, p in eager.parameters.items() if p.requires_grad]
+    assert asked == ["f.weight", "f.bias"]
 
 
 def test_native_steps_are_the_programs(tmp_path):
