@@ -108,6 +108,7 @@ HEAVY = {"matplotlib", "sklearn", "pooch", "onnx", "onnxruntime", "ipywidgets"}
 LIGHT = {
     "data",
     "exercises",
+    "gan",
     "stability",
     "training",
     "vae",
