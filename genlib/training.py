@@ -543,9 +543,8 @@ def surface_program(width=2.2, points=72):
     def views(surface):
         heat = (1 + 10 * mixed_surface(grid, surface)).log()
         heat = heat / heat.amax((0, 1))
-        heat = heat - (2 * math.pi * 12 * heat).sin() / (
-            2 * math.pi * 12
-        )  # 12 terraces
+        for _ in range(2):  # towards 12 terraces, without a jump
+            heat = heat - (2 * math.pi * 12 * heat).sin() / (2 * math.pi * 12)
         places = torch.stack([walker.place for walker in walkers.values()])
         return {"places": places, "heat": heat}
 

@@ -525,10 +525,8 @@ def test_the_map_shows_the_surface_with_its_first_row_at_the_bottom():
         heat = run.view(surface=number)["heat"]
         assert heat.shape == (45, 45) and heat.min() >= 0
         assert heat.max() == pytest.approx(1.0, abs=0.02)
-        row, column = divmod(int(heat.argmin()), 45)
-        assert (axis[column].item(), axis[row].item()) == pytest.approx(
-            (x, y), abs=0.11
-        )
+        row, column = ((axis - at).abs().argmin() for at in (y, x))
+        assert heat[row, column] < heat.min() + 0.01  # on the lowest terrace
         # terraces never turn the order of two heights round by more than rounding
         heights = SURFACES[name](torch.cartesian_prod(axis, axis)).view(45, 45).T
         ordered = heat.flatten()[heights.flatten().argsort()]
