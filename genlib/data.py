@@ -890,10 +890,29 @@ def plane_draw(mean, cov, noise):
 
 
 class PlaneMixture(MixtureOfGaussians):
-    """A mixture in the plane by plain arithmetic: a page knows no Cholesky root."""
+    """A mixture in the plane by plain arithmetic: a page knows no Cholesky root.
+
+    weight is (K,), mean (K, 2), cov (K, 2, 2).
+    """
+
+    def __init__(self, weight, mean, cov, floor=0.0):
+        super().__init__(len(weight), floor)
+        self.weight, self.mean, self.cov = weight, mean, cov
 
     def joint(self, x):
         return self.weight.log() + plane_log_prob(x, self.mean, self.cov)
+
+    def ellipses(self, n=41):
+        """Where each component is two standard deviations away: (K, n, 2)."""
+        angle = torch.linspace(0, 2 * math.pi, n)[:, None]
+        circle = torch.stack((angle.cos(), angle.sin()), 2)  # (n, 1, 2)
+        return plane_draw(self.mean, self.cov, 2 * circle).transpose(0, 1)
+
+    def sample_by(self, noise):
+        """Samples (N, 2) made of standard normal noise (N, 3); its first picks k."""
+        level = torch.special.ndtr(noise[:, :1])  # uniform in 0..1
+        k = (level > self.weight.cumsum(0)[:-1]).sum(1)
+        return plane_draw(self.mean[k], self.cov[k], noise[:, 1:])
 
 
 def mixture_program():
@@ -901,7 +920,7 @@ def mixture_program():
 
     The reader moves the floor and the temperature T of the E step: responsibilities are
     in proportion to p(x, k)^(1/T) (Ueda & Nakano 1998), and T = 1 is EM. The views are
-    data and samples, (1000, 2) each, and ellipses of two standard deviations.
+    data and samples, (1000, 2) each, means and ellipses of two standard deviations.
     """
     from torch import nn
 
@@ -910,12 +929,9 @@ def mixture_program():
     means = nn.Embedding(15, 2)  # drawn by the seed; all else starts equal
     rest = nn.ParameterDict({"weight": torch.full((15,), 1 / 15)})
     rest["cov"] = torch.eye(2).repeat(15, 1, 1)
-    angle = torch.linspace(0, 2 * math.pi, 41)[:, None]
-    circle = torch.stack((angle.cos(), angle.sin()), 2)  # (41, 1, 2)
 
     def em(x, floor, temperature):
-        model = PlaneMixture(15, floor)
-        model.weight, model.mean, model.cov = rest["weight"], means.weight, rest["cov"]
+        model = PlaneMixture(rest["weight"], means.weight, rest["cov"], floor)
         joint = model.joint(x)  # log p(x, k), (N, K)
         model.m_step(x, (joint / temperature).softmax(1))  # E step, then M step
         new = {"means.weight": model.mean, "rest.weight": model.weight}
@@ -923,18 +939,19 @@ def mixture_program():
         return new, {"log_likelihood": joint.logsumexp(1).mean()}
 
     def views(x, noise):
-        level = torch.special.ndtr(noise[:, :1])  # of normal noise: uniform in 0..1
-        k = (level > rest["weight"].cumsum(0)[:-1]).sum(1)  # who draws, (1000,)
-        samples = plane_draw(means.weight[k], rest["cov"][k], noise[:, 1:])
-        ellipses = plane_draw(means.weight, rest["cov"], 2 * circle).transpose(0, 1)
-        return {"data": x, "samples": samples, "ellipses": ellipses}
+        model = PlaneMixture(rest["weight"], means.weight, rest["cov"])
+        shown = {"data": x, "means": model.mean, "ellipses": model.ellipses()}
+        return shown | {"samples": model.sample_by(noise)}
 
+    feeds = {
+        "x": First("target", 1000),
+        "noise": Normal(1000, 3),
+        "floor": Slider(1e-3, 1e-4, 0.1, log=True),
+        "temperature": Slider(1.0, 0.1, 3.0, log=True),
+    }
     toys = {t: toy2d(t, 1000, torch.Generator().manual_seed(0)) for t in TOYS}
-    feeds = {"x": First("target", 1000), "noise": Normal(1000, 3)}
-    feeds["floor"] = Slider(1e-3, 1e-4, 0.1, log=True)
-    feeds["temperature"] = Slider(1.0, 0.1, 3.0, log=True)
+    tables = {"target": {"pinwheel": toys.pop("pinwheel"), **toys}}  # it is first
     step = Phase("EM", ("means", "rest"), update=em)
-    tables = {"target": {"pinwheel": toys.pop("pinwheel"), **toys}}
     return Program({"means": means, "rest": rest}, [step], feeds, views, tables)
 
 

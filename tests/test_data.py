@@ -575,6 +575,7 @@ def test_the_program_shows_the_mixture(em_program):
     model, view = mixture_of(em_program, run), run.view()
     x, noise = (run.draw(0, view=True)[name] for name in ("x", "noise"))
     assert torch.equal(view["data"], x)
+    close(view["means"], model.mean)
     # An ellipse of two standard deviations: Mahalanobis distance 2 in all directions
     way = view["ellipses"].double() - model.mean[:, None]  # (15, 41, 2)
     distance = (way @ model.cov.inverse() * way).sum(2).sqrt()

@@ -45,7 +45,10 @@ def glyphs_decoder():
 DECODERS = {"vae/digits": digits_decoder, "vae/glyphs": glyphs_decoder}
 
 # The functions of the library that build each program in book/live.
-PROGRAMS = {"vae/train": "vae.digits_program"}
+PROGRAMS = {
+    "data/mixture": "data.mixture_program",
+    "vae/train": "vae.digits_program",
+}
 
 
 def load_decoder(name):
