@@ -570,6 +570,28 @@ def test_closing_a_lab_leaves_nothing_behind(open_lab, toy):
       const { default: widget } = await import(module);
       const calls = [];
       let closed = 0;
+      const watching = new Set(); // observers, and listeners on the document
+      for (const name of ["Mutation", "Resize", "Intersection"]) {
+        const kind = window[`${name}Observer`].prototype;
+        const { observe, disconnect } = kind;
+        kind.observe = function (...what) {
+          watching.add(this);
+          observe.apply(this, what);
+        };
+        kind.disconnect = function () {
+          watching.delete(this);
+          disconnect.apply(this);
+        };
+      }
+      const { addEventListener: add, removeEventListener: remove } = document;
+      document.addEventListener = (name, f) => {
+        watching.add(f);
+        add.call(document, name, f);
+      };
+      document.removeEventListener = (name, f) => {
+        watching.delete(f);
+        remove.call(document, name, f);
+      };
       const data = (size, shape) => ({ data: new Float32Array(size), shape });
       const run = async (inputs, call) => {
         calls.push(call.op);
@@ -587,17 +609,18 @@ def test_closing_a_lab_leaves_nothing_behind(open_lab, toy):
       document.body.append(el);
       const model = { engine, get: () => spec };
       const stop = widget.render({ model, el, started: true });
-      await new Promise((done) => setTimeout(done, 400));
+      while (calls.length < 9) await new Promise((done) => setTimeout(done, 50));
       const before = calls.length;
+      const watched = watching.size;
       stop();
       document.documentElement.dataset.theme = "dark";
       await new Promise((done) => setTimeout(done, 700));
-      return { before, ops: calls.slice(before), closed, left: el.childElementCount };
+      const left = [el.childElementCount, watching.size];
+      return { watched, ops: calls.slice(before), closed, left };
     }"""
     module = page.url.replace("lab.html", "_static/widgets/training_lab.mjs")
     found = page.evaluate(script, [module, toy[0].spec])
-    assert found.pop("before") > 5
-    assert found == {"ops": ["close"], "closed": 1, "left": 0}
+    assert found == {"watched": 4, "ops": ["close"], "closed": 1, "left": [0, 0]}
 
 
 @pytest.mark.parametrize("blocked", ["*.step.onnx", "*.view.onnx", "*program.mjs"])

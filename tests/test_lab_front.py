@@ -244,6 +244,7 @@ def test_a_long_curve_forgets_no_spike(node):
     const copy = series.copy();
     series.add(10001, -5);
     out.last = [series.last(), copy.last()];
+    out.copied = copy.columns(300, 10000);
     const few = m.makeSeries();
     [3, 1, 2].forEach((v, k) => few.add(k + 1, v));
     out.few = few.columns(300, 20);
@@ -259,6 +260,7 @@ def test_a_long_curve_forgets_no_spike(node):
         assert column["low"] == pytest.approx(own.min())
         assert column["high"] == pytest.approx(own.max())
         assert column["mean"] == pytest.approx(own.mean())
+    assert out["copied"] == columns
     assert out["last"] == [-5, pytest.approx(values[10_000])]
     assert [c["step"] for c in out["few"]] == [1, 2, 3]
     assert [c["mean"] for c in out["few"]] == [3, 1, 2]
