@@ -544,19 +544,39 @@ def test_distance_of_the_view_falls_when_the_points_agree():
     assert near < 0.05 < 0.3 < far < apart <= LOG2 + 1e-6
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_ring_is_learned(seed):
-    """All eight of the ring's modes hold generated points after 1000 rounds."""
+def shares_of_the_ring(fake):
+    """The share of points within 0.4 of each of the ring's eight centres: (8,)."""
+    angles = torch.arange(8) * math.pi / 4
+    centres = 2 * torch.stack((angles.cos(), angles.sin()), 1)
+    gap, mode = torch.cdist(fake, centres).min(1)
+    return torch.bincount(mode[gap < 0.4], minlength=8) / len(fake)
+
+
+@pytest.mark.parametrize(("seed", "saturating"), [(0, 0), (1, 0), (0, 1)])
+def test_the_ring_is_learned(seed, saturating):
+    """All eight clusters hold generated points after 1000 rounds, with either loss."""
     run = Run(toy_program(), seed)
-    run.step(1000)
+    run.step(1000, saturating=saturating)
     view = run.view()
-    centres = torch.tensor(
-        [[2 * math.cos(a), 2 * math.sin(a)] for a in torch.arange(8) * math.pi / 4]
-    )
-    gap, mode = torch.cdist(view["fake"], centres).min(1)
-    shares = torch.bincount(mode[gap < 0.4], minlength=8) / 1000
+    shares = shares_of_the_ring(view["fake"])
     assert shares.min() > 0.03 and shares.sum() > 0.8
     assert view["js"] < 0.1
+
+
+def test_out_of_balance_the_ring_is_lost():
+    run = Run(toy_program(), seed=1)
+    for _ in range(3):
+        run.step(150, d_every=10)
+        assert (shares_of_the_ring(run.view()["fake"]) > 0.02).sum() <= 3
+
+
+def test_a_head_start_of_d_starves_the_saturating_loss():
+    run = Run(toy_program(), seed=0)
+    start = run.view()["fake"]
+    run.step(300, g_every=1000)
+    assert torch.equal(run.view()["fake"], start)
+    pulls = [run.view(saturating=loss)["strength"] for loss in (0, 1)]
+    assert pulls[0] > 1 and pulls[0] > 1000 * pulls[1]
 
 
 def test_panels_show_what_the_program_gives():
