@@ -23,6 +23,7 @@ SUPPORT = {
     "export",
     "live",
     "plot",
+    "stability",  # its chapter is to come
     "widgets",
 }
 MAX_LINES = 40
