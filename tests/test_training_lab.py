@@ -1,4 +1,4 @@
-"""TrainingLab's Python side: requests, what the front end is told, the still picture."""
+"""TrainingLab's Python side: requests, the specification, the still picture."""
 
 import base64
 import json
