@@ -29,7 +29,7 @@ from genlib.gan import (
     discriminator_loss,
     generator_loss,
 )
-from genlib.live import Choice, Normal, Phase, Program, Rows, Slider
+from genlib.live import Choice, First, Normal, Phase, Program, Rows, Slider
 from genlib.training import Adam
 from genlib.vae import MLP
 
@@ -388,15 +388,25 @@ def count_modes(x, centres=MODES, std=STD):
     at least one good point is nearest to it. With N = 2500 that is the protocol of
     Srivastava et al. 2017 and Lin et al. 2018.
     """
-    distance, nearest = torch.cdist(x, centres.expand(*x.shape[:-2], -1, -1)).min(-1)
-    good = distance < 3 * std  # (..., N)
-    hits = F.one_hot(nearest, len(centres)) * good[..., None]  # (..., N, K)
+    offsets = x[..., None, :] - centres  # (..., N, K, 2)
+    squared, nearest = offsets.square().sum(-1).min(-1)
+    good = squared < (3 * std) ** 2  # (..., N)
+    hits = (nearest[..., None] == torch.arange(len(centres)).to(x.device)) & good[
+        ..., None
+    ]
     return (hits.sum(-2) > 0).sum(-1), good.float().mean(-1)
 
 
 # --- for the page ---------------------------------------------------------------------
 
-PLAYERS = ("both at once", "in turns", "their average", "R1", "WGAN-GP", "clipped")
+PLAYERS = {  # of the lab: a name for the view, and one for people
+    "at_once": "both at once",
+    "in_turns": "in turns",
+    "average": "average of in turns",
+    "r1": "in turns, R1",
+    "gp": "in turns, WGAN-GP",
+    "clipped": "in turns, clipped",
+}
 
 
 class Pairs(nn.Module):
@@ -432,11 +442,9 @@ def dirac_program():
             alternating(with_penalty(game, weight, 1.0), w[4], h),
             torch.stack((theta, psi.sign() * torch.minimum(psi.abs(), limit))),
         ]
-        return {"pairs.w": torch.stack(rows)}
-
-    def views(**_):
-        distance = pairs.w.norm(dim=1).clamp(min=1e-6)
-        return {"w": pairs.w} | dict(zip(PLAYERS, distance, strict=True))
+        w = torch.stack(rows)
+        distances = w.norm(dim=1).clamp(min=1e-6)
+        return {"pairs.w": w}, dict(zip(PLAYERS, distances, strict=True))
 
     return Program(
         {"pairs": pairs},
@@ -448,7 +456,7 @@ def dirac_program():
             "limit": Slider(0.3, 0.05, 1.0, label="limit of the clipped weight"),
             "decay": Slider(0.98, 0.5, 0.999, label="decay of the average"),
         },
-        views,
+        lambda **_: {"w": pairs.w},
     )
 
 
@@ -485,6 +493,7 @@ def grid_program(hidden=(64, 64, 64), batch_size=128):
         {
             "x": Rows("target", batch_size),
             "z": Normal(batch_size, 2),
+            "x_show": First("target", 600),
             "z_show": Normal(1000, 2),
             "gamma": Slider(0.0, 0.0, 5.0, label="weight of R1, γ"),
             "lr_d": Slider(2e-3, 1e-4, 2e-2, log=True, label="D's learning rate"),
@@ -496,20 +505,74 @@ def grid_program(hidden=(64, 64, 64), batch_size=128):
     )
 
 
-def grid_views(G, D, average, z_show, **_):
+def grid_views(G, D, average, x_show, z_show, **_):
     """Points of G and its average, D's map (48, 48), modes and good share of both."""
-    fake, smooth = G(z_show), average(z_show)
+    fake, smooth = G(z_show), average(z_show)  # (1000, 2) each
     covered, good = count_modes(torch.stack((fake, smooth)))
     return {
+        "real": x_show,
         "fake": fake,
         "smooth": smooth,
         "map": D(PLANE).sigmoid().view(48, 48),
         "modes": covered[0].float(),
-        "modes of the average": covered[1].float(),
+        "modes_average": covered[1].float(),
         "good": good[0],
-        "good of the average": good[1],
+        "good_average": good[1],
     }
 
 
 AXIS = torch.linspace(-10.5, 10.5, 48)
 PLANE = torch.cartesian_prod(AXIS, AXIS).flip(1)  # rows of y from below, (2304, 2)
+
+
+def dirac_panels():
+    """Panels and curves of the lab that plays `dirac_program`."""
+    from genlib.plot import PALETTE
+    from genlib.widgets.training_lab import curve, panel, trail
+
+    colours = [PALETTE[k] for k in (1, 0, 4, 2, 3, 8)]
+    plane = panel(
+        "Six ways to play one game",
+        trail("w", PLAYERS.values(), colours=colours),
+        extent=(-2.4, 2.4, -2.4, 2.4),
+        axes=("θ: where G draws", "ψ: the slope of D"),
+        description="Paths of six pairs of numbers from one start. The solution is the "
+        "middle; simultaneous steps spiral away from it, alternating ones circle it, "
+        "and with the R1 penalty they spiral in.",
+    )
+    plots = [curve("distance from the solution", *PLAYERS.items(), log=True)]
+    return [plane], plots
+
+
+def grid_panels():
+    """Panels and curves of the lab that plays `grid_program`."""
+    from genlib.plot import PALETTE
+    from genlib.widgets.training_lab import curve, heatmap, panel, points
+
+    extent, axes = (-10.5, 10.5, -10.5, 10.5), ("x", "y")
+    data = points("real", "real", colour=PALETTE[2], size=1.5)
+    now = panel(
+        "G now",
+        heatmap("map", "D(x): real?"),
+        data,
+        points("fake", "generated", colour=PALETTE[1], size=1.5),
+        extent=extent,
+        axes=axes,
+        description="Points that G draws now, over the discriminator's map of the "
+        "plane and the 25 clouds of real points.",
+    )
+    smooth = panel(
+        "Its average",
+        data,
+        points("smooth", "generated by the average", colour=PALETTE[0], size=1.5),
+        extent=extent,
+        axes=axes,
+        description="Points drawn by the running average of the generator's weights.",
+    )
+    plots = [
+        curve("losses", ("D_loss", "D"), ("G_loss", "G"), unit="nats"),
+        curve("modes covered", ("modes", "G now"), ("modes_average", "average")),
+        curve("share of good samples", ("good", "G now"), ("good_average", "average")),
+        curve("slope of D at real points", ("D_slope", "slope"), log=True),
+    ]
+    return [now, smooth], plots

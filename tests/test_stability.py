@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from genlib.data import CENTRES
+from genlib.export import export_program
 from genlib.gan import discriminator_loss, generator_loss
 from genlib.live import Run
 from genlib.stability import (
@@ -31,12 +32,14 @@ from genlib.stability import (
     critic_loss,
     d_objective,
     dirac_gan,
+    dirac_panels,
     dirac_program,
     dirac_wgan,
     eigenvalues,
     fool_critic_loss,
     gradient_penalty,
     grid_batches,
+    grid_panels,
     grid_points,
     grid_program,
     make_players,
@@ -54,6 +57,7 @@ from genlib.stability import (
 )
 from genlib.training import fit
 from genlib.vae import MLP
+from genlib.widgets.training_lab import TrainingLab
 
 ORIGIN = torch.zeros(2, dtype=torch.float64)
 
@@ -577,10 +581,10 @@ def test_the_pairs_of_the_lab_play_the_games():
     def after(step):
         return play(step, start, 30)[-1]
 
-    close(w["both at once"], after(lambda w: simultaneous(dirac_wgan, w, 0.1)))
-    close(w["in turns"], after(lambda w: alternating(dirac_wgan, w, 0.1)))
+    close(w["at_once"], after(lambda w: simultaneous(dirac_wgan, w, 0.1)))
+    close(w["in_turns"], after(lambda w: alternating(dirac_wgan, w, 0.1)))
     damped = with_penalty(dirac_wgan, 0.8)
-    close(w["R1"], after(lambda w: alternating(damped, w, 0.1)))
+    close(w["r1"], after(lambda w: alternating(damped, w, 0.1)))
     assert w["clipped"][1].abs() <= 0.2 + 1e-6
 
 
@@ -591,3 +595,14 @@ def test_the_grid_game_of_the_lab_counts_modes():
     covered, good = count_modes(view["fake"])
     assert view["modes"].item() == covered.item()
     close(view["good"], good)
+
+
+def test_the_labs_show_what_their_programs_give():
+    for make, panels in ((dirac_program, dirac_panels), (grid_program, grid_panels)):
+        lab = TrainingLab(make(), *panels(), title="A game")
+        assert lab.spec["curves"]
+
+
+@pytest.mark.parametrize("make", [dirac_program, grid_program])
+def test_what_the_page_runs_is_what_torch_runs(make, tmp_path):
+    export_program(make(), tmp_path / "lab.json")  # compares with PyTorch itself
