@@ -819,7 +819,8 @@ def test_pixels_between_whole_counts_are_refused(call):
         call(small_vae((1, 4, 4), latent=2), x, *extra)  # a score, with n = 1
     vae.n = 255  # single precision comes near enough to k/255, however it is reached
     counts = torch.arange(256.0).view(-1, 1, 4, 4)
-    for x in (counts / 255, counts * (1 / 255), counts.double() / 255):
+    near = [torch.nextafter(counts / 255, torch.tensor(end)) for end in (0.0, 1.0)]
+    for x in (counts / 255, counts * (1 / 255), counts.double() / 255, *near):
         call(vae.to(x), x, *extra)
 
 
