@@ -430,7 +430,7 @@ def test_a_large_set_is_evaluated_in_batches():
     assert [rows for rows, _ in calls] == [1000, 1000, 300, 3, 3, 1]
 
 
-def test_everything_stays_on_the_device_of_the_model():
+def test_everything_stays_on_the_device_of_the_model(monkeypatch):
     # The device "meta" has shapes and no numbers: a tensor made elsewhere is refused.
     vae = small_vae((1, 2, 2), latent=2, n=16).to("meta")
     x = torch.rand(3, 1, 2, 2, device="meta")
@@ -438,6 +438,11 @@ def test_everything_stays_on_the_device_of_the_model():
     assert log_likelihood(x, x, 16).device.type == "meta"
     assert interpolate(x[0, 0, 0], x[0, 0, 1], 5).device.type == "meta"
     negative_elbo(vae, x)["loss"].backward()  # and does not look at the values
+    model, x = linear_case()
+    far = LinearGaussian(model.weight.to("meta"), model.bias.to("meta"), model.sigma)
+    assert far.posterior(x.to("meta"))[0].device.type == "meta"
+    monkeypatch.setattr(MultivariateNormal, "_validate_args", False)  # nor does this
+    assert far.log_marginal(x.to("meta")).device.type == "meta"
 
 
 def test_no_images_have_no_bounds():
@@ -854,6 +859,18 @@ def test_a_pixel_changes_later_logits_and_all_of_them(shape):
     assert torch.equal(jacobian != 0, strictly_lower)
     shift = torch.autograd.functional.jacobian(lambda v: decoder(v, x), z)
     assert (shift.view(d, 2) != 0).all()  # z reaches each pixel
+
+
+def test_each_pixel_has_tanh_units_of_its_own():
+    decoder = autoregressive((1, 2, 3), hidden=4, latent=2).decoder
+    with torch.no_grad():
+        decoder.bias.normal_()
+    x, z = torch.rand(5, 1, 2, 3), torch.randn(5, 2)
+    pixels, from_z = x.flatten(1), decoder.from_z(z)
+    for i, weight in enumerate(decoder.weight.view(6, 4, 6)):
+        total = pixels[:, :i] @ weight[:, :i].T + decoder.bias[4 * i : 4 * i + 4]
+        expected = total.tanh() @ decoder.out[i] + from_z[:, i]
+        torch.testing.assert_close(decoder(z, x).flatten(1)[:, i], expected)
 
 
 def test_masked_weights_get_no_gradient():
