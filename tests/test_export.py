@@ -47,6 +47,9 @@ DECODERS = {"vae/digits": digits_decoder, "vae/glyphs": glyphs_decoder}
 # The functions of the library that build each program in book/live.
 PROGRAMS = {
     "data/mixture": "data.mixture_program",
+    "gan/ring": "gan.toy_program",
+    "training/digits": "training.digits_program",
+    "training/surface": "training.surface_program",
     "vae/train": "vae.digits_program",
 }
 
