@@ -294,6 +294,7 @@ def test_colours_numbers_and_ticks(node):
     assert.equal(m.places(m.ticks([0, 0.5])), 1);
     assert.equal(m.places(m.ticks([0.01, 0.05])), 2);
     assert.equal(m.places([1]), 0);
+    assert.equal(m.places([-3.5, -2.5]), 1);
     """
     run_module(node, STATIC / "dom.mjs", checks)
 

@@ -70,9 +70,10 @@ export function ticks([low, high]) {
   return out;
 }
 
-// Decimals that tell neighbouring ticks apart
-export function places([first, second]) {
-  return Math.max(0, -Math.floor(Math.log10(second - first) + 1e-9)) || 0;
+// Decimals that ticks need to be written out
+export function places(values) {
+  const exact = (d) => values.every((v) => Math.abs(v * 10 ** d - Math.round(v * 10 ** d)) < 1e-6);
+  return [0, 1, 2, 3, 4, 5].find(exact) ?? 6;
 }
 
 // The widget's colours as the page has them now: {ink, quiet, surface, ...} in "#rrggbb"
