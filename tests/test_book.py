@@ -11,7 +11,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-import test_browser
 import yaml
 from bs4 import BeautifulSoup
 
@@ -487,7 +486,6 @@ def test_a_picture_too_small_or_too_heavy_is_seen(book, tmp_path):
 
 # --- the frame in a browser -----------------------------------------------------------
 
-browser, visit = test_browser.browser, test_browser.visit  # its fixtures
 PHONE = {"width": 390, "height": 844}
 
 
