@@ -7,6 +7,7 @@ written before ONNX Runtime has given PyTorch's numbers.
 Exporting needs the extra `genlib[export]`; nothing of it is imported before use.
 """
 
+import contextlib
 import copy
 import hashlib
 import importlib
@@ -143,11 +144,13 @@ def _trace(module, examples, outputs):
 
 
 def _to_onnx(module, examples, inputs, outputs, dynamic_shapes=None):
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns of torchvision, which nobody asked for
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        # They warn of torchvision, which nobody asked for, and of what stays as it is
+        with (
+            _only_errors("torch.onnx", "onnx_ir"),
+            warnings.catch_warnings(),
+            torch.no_grad(),
+        ):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
@@ -164,9 +167,21 @@ def _to_onnx(module, examples, inputs, outputs, dynamic_shapes=None):
                 _simplify(program.model)
     except Exception as error:  # the exporter raises many kinds
         raise ExportError(_reason(error)) from error
-    finally:
-        logger.setLevel(level)
     return program.model_proto
+
+
+@contextlib.contextmanager
+def _only_errors(*names):
+    """Let the loggers of these names report nothing but errors."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _simplify(model):

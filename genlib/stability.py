@@ -233,16 +233,6 @@ class MinibatchStddev(nn.Module):
         return torch.cat((h, spread.expand(*h.shape[:-1], 1)), -1)
 
 
-@torch.no_grad()
-def update_average(average, G, decay):
-    r"""Move an average of G's weights: $\bar w \leftarrow d \bar w + (1 - d) w$.
-
-    `average` is a copy of G; it remembers about 1 / (1 - d) steps (Karras et al. 2018).
-    """
-    for mean, weight in zip(average.parameters(), G.parameters(), strict=True):
-        mean.lerp_(weight, 1 - decay)
-
-
 # --- many games at once ---------------------------------------------------------------
 
 

@@ -48,6 +48,8 @@ DECODERS = {"vae/digits": digits_decoder, "vae/glyphs": glyphs_decoder}
 PROGRAMS = {
     "data/mixture": "data.mixture_program",
     "gan/ring": "gan.toy_program",
+    "stability/dirac": "stability.dirac_program",
+    "stability/grid": "stability.grid_program",
     "training/digits": "training.digits_program",
     "training/surface": "training.surface_program",
     "vae/train": "vae.digits_program",

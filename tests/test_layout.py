@@ -23,7 +23,6 @@ SUPPORT = {
     "export",
     "live",
     "plot",
-    "stability",  # its chapter is to come
     "widgets",
 }
 MAX_LINES = 40

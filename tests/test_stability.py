@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 
 from genlib.data import CENTRES
 from genlib.export import export_program
-from genlib.gan import discriminator_loss, generator_loss
+from genlib.gan import discriminator_loss, follow, generator_loss
 from genlib.live import Run
 from genlib.stability import (
     MODES,
@@ -51,7 +51,6 @@ from genlib.stability import (
     simultaneous,
     squared_slopes,
     stack,
-    update_average,
     velocity,
     with_penalty,
 )
@@ -389,7 +388,7 @@ def test_average_in_closed_form():
     for k in range(12):
         nn.init.constant_(G.weight, float(k * k))
         seen.append(float(k * k))
-        update_average(average, G, decay)
+        follow(average, G, 1 - decay)
     expected = decay**12 * 2.0 + sum(
         (1 - decay) * decay ** (11 - k) * w for k, w in enumerate(seen)
     )
@@ -408,7 +407,7 @@ def test_average_is_that_of_torch():
         with torch.no_grad():
             for p in G.parameters():
                 p.add_(torch.randn_like(p))
-        update_average(ours, G, 0.7)
+        follow(ours, G, 0.3)
         theirs.update_parameters(G)
     for a, b in zip(ours.parameters(), theirs.module.parameters(), strict=True):
         close(a.detach(), b.detach())
