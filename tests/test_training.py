@@ -545,7 +545,7 @@ def test_the_digits_program_trains_as_torch_does():
     model.load_state_dict(
         {k.partition(".")[2]: v.clone() for k, v in parameters.items()}
     )
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), 0.15, momentum=0.9)
     for step in range(1, 6):
         rows = run.draw(step)["rows"]
         loss = nn.functional.cross_entropy(model(rows[:, :64]), rows[:, 64].long())
