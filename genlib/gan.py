@@ -107,8 +107,8 @@ def generator_loss(G, D, z, saturating=0.0):
 def make_step(G, D, lr_g=1e-3, lr_d=1e-3, betas=(0.5, 0.99), saturating=0.0):
     """One round of the game: step(batch) -> metrics, for `genlib.training.fit`.
 
-    A batch is x, or (x, y) with labels that are not used. Metrics: both losses, and
-    how sure D is: its mean probability of "real" for real and for generated examples.
+    A batch is x, or (x, y) with labels that are not used. Metrics: both losses, in
+    nats, each before the move that it asks for.
     """
     adam_d = torch.optim.Adam(D.parameters(), lr_d, betas)
     adam_g = torch.optim.Adam(G.parameters(), lr_g, betas)

@@ -95,10 +95,11 @@ class Adam:
     r"""Steps of about the size $\eta$ in each weight, whatever the gradient's scale.
 
     $m \leftarrow \beta_1 m + (1 - \beta_1) g$,
-    $v \leftarrow \beta_2 v + (1 - \beta_2) g^2$,
-    $w \leftarrow w - \eta \hat m / (\sqrt{\hat v} + \epsilon)$, where
-    $\hat m = m / (1 - \beta_1^t)$ and $\hat v$ likewise undo the start from zero.
-    Kingma and Ba 2015, arXiv:1412.6980, algorithm 1; as `torch.optim.Adam`.
+    $s \leftarrow \beta_2 s + (1 - \beta_2) g^2$,
+    $w \leftarrow w - \eta \hat m / (\sqrt{\hat s} + \epsilon)$, where
+    $\hat m = m / (1 - \beta_1^t)$ and $\hat s$ likewise undo the start from zero.
+    Kingma and Ba 2015, arXiv:1412.6980, algorithm 1 (their v is s here); as
+    `torch.optim.Adam`.
     """
 
     slots = 2
@@ -110,9 +111,9 @@ class Adam:
         """As `SGD.update`; `t` counts the steps and is 1 in the first."""
         beta1, beta2 = self.betas
         m = beta1 * slots[0] + (1 - beta1) * g
-        v = beta2 * slots[1] + (1 - beta2) * g.square()
-        m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
-        return w - lr * m_hat / (v_hat.sqrt() + self.eps), (m, v)
+        s = beta2 * slots[1] + (1 - beta2) * g.square()
+        m_hat, s_hat = m / (1 - beta1**t), s / (1 - beta2**t)
+        return w - lr * m_hat / (s_hat.sqrt() + self.eps), (m, s)
 
 
 class EarlyStopping:
@@ -607,7 +608,7 @@ def digits_program(hidden=64, batch=32, wrong=20):
     feeds = {
         "rows": Rows("data", batch),
         "held_out": First("held out", 300),
-        "lr": Slider(0.05, 0.001, 2.0, log=True, label="learning rate"),
+        "lr": Slider(0.15, 0.001, 2.0, log=True, label="learning rate"),
     }
     phase = Phase("classifier", "classifier", loss, SGD(0.9), lr="lr")
     return Program({"classifier": model}, [phase], feeds, views, tables)

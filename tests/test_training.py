@@ -545,7 +545,7 @@ def test_the_digits_program_trains_as_torch_does():
     model.load_state_dict(
         {k.partition(".")[2]: v.clone() for k, v in parameters.items()}
     )
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), 0.15, momentum=0.9)
     for step in range(1, 6):
         rows = run.draw(step)["rows"]
         loss = nn.functional.cross_entropy(model(rows[:, :64]), rows[:, 64].long())
@@ -577,3 +577,20 @@ def test_the_few_digits_are_overfitted_and_the_many_are_not():
         errors[option] = run.view()["error"].item()
     many, few = errors.values()
     assert many < 6 and few > 20
+
+
+def test_the_still_picture_s_trails_begin_at_the_start(monkeypatch):
+    from genlib.widgets import training_lab
+
+    seen = []
+    monkeypatch.setattr(
+        training_lab, "draw_poster", lambda p, paths: seen.append(paths)
+    )
+    walkers = training_lab.trail("places", ("SGD", "momentum", "Adam"))
+    panels = [training_lab.panel("Walkers", walkers, extent=(-2, 2, -2, 2))]
+    lab = training_lab.TrainingLab(surface_program(), panels, poster_steps=30)
+    if not seen:
+        lab.poster()
+    first, *_, last = (view["places"] for view in seen[0])
+    assert first.tolist() == [pytest.approx(START)] * 3
+    assert not torch.allclose(last, first)

@@ -222,7 +222,7 @@ class TrainingLab(PageWidget):
 
     def poster(self):
         run = Run(self.program, self.spec["seed"])
-        paths = []
+        paths = [run.view()]  # a trail begins where the run does
         for _ in range(30):
             run.step(max(1, self._poster_steps // 30))
             paths.append(run.view())
