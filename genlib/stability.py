@@ -527,8 +527,9 @@ def dirac_panels():
         extent=(-2.4, 2.4, -2.4, 2.4),
         axes=("θ: where G draws", "ψ: the slope of D"),
         description="Paths of six pairs of numbers from one start. The solution is the "
-        "middle; simultaneous steps spiral away from it, alternating ones circle it, "
-        "and with the R1 penalty they spiral in.",
+        "middle; with the R1 penalty the players spiral into it. In the Dirac-GAN the "
+        "others circle it, closer or further; in the bilinear game simultaneous steps "
+        "fly away.",
     )
     plots = [curve("distance from the solution", *PLAYERS.items(), log=True)]
     return [plane], plots
