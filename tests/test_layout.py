@@ -18,6 +18,7 @@ MODULES = sorted((ROOT / "genlib").rglob("*.py"))
 # Modules that serve all chapters and have none of their own (yet).
 SUPPORT = {
     "__init__",
+    "attention",  # its chapter is to come
     "data",
     "exercises",
     "export",
@@ -107,6 +108,7 @@ def test_the_book_lists_every_notebook():
 
 HEAVY = {"matplotlib", "sklearn", "pooch", "onnx", "onnxruntime", "ipywidgets"}
 LIGHT = {
+    "attention",
     "data",
     "exercises",
     "gan",
