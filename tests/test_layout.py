@@ -22,6 +22,7 @@ SUPPORT = {
     "data",
     "exercises",
     "export",
+    "gpt",  # its chapter is to come
     "live",
     "plot",
     "stability",  # its chapter is to come
@@ -112,6 +113,7 @@ LIGHT = {
     "data",
     "exercises",
     "gan",
+    "gpt",
     "stability",
     "training",
     "vae",
