@@ -26,6 +26,7 @@ SUPPORT = {
     "live",
     "plot",
     "stability",  # its chapter is to come
+    "transformer",  # its chapter is to come
     "widgets",
 }
 MAX_LINES = 40
@@ -116,6 +117,7 @@ LIGHT = {
     "gpt",
     "stability",
     "training",
+    "transformer",
     "vae",
 }  # load such things when they use them
 
