@@ -115,6 +115,44 @@ class DecoderLayer(nn.Module):
         return think.leave(x, self.mlp(think.enter(x))), weights
 
 
+class Encoder(nn.Module):
+    """A stack of encoder layers: embedded tokens (B, S, C) -> memory (B, S, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layer))
+        self.norm = last_norm(config)
+
+    def forward(self, x, mask=None):
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers: embedded tokens (B, T, C), memory -> (B, T, C), maps.
+
+    The maps, where each token looked in the source, are (B, n_layer, n_head, T, S).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layer))
+        self.norm = last_norm(config)
+
+    def forward(self, x, memory, mask=None, memory_mask=None):
+        maps = []
+        for layer in self.layers:
+            x, weights = layer(x, memory, mask, memory_mask)
+            maps.append(weights)
+        return self.norm(x), torch.stack(maps, 1)
+
+
+def last_norm(config):
+    """With norms before the layers, the sum that leaves the last one has none yet."""
+    return nn.LayerNorm(config.n_embd) if config.pre_norm else nn.Identity()
+
+
 class Transformer(nn.Module):
     """Encoder and decoder; one table embeds both languages and reads the logits out."""
 
@@ -125,50 +163,37 @@ class Transformer(nn.Module):
         positions = sinusoidal(config.max_length, config.n_embd)
         self.register_buffer("positions", positions, persistent=False)
         self.drop = nn.Dropout(config.dropout)
-        self.encoder = nn.ModuleList(
-            EncoderLayer(config) for _ in range(config.n_layer)
-        )
-        self.decoder = nn.ModuleList(
-            DecoderLayer(config) for _ in range(config.n_layer)
-        )
-        # With norms before, the sum that leaves the last layer has none yet
-        last = nn.LayerNorm if config.pre_norm else nn.Identity
-        self.encoder_norm, self.decoder_norm = last(config.n_embd), last(config.n_embd)
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
         initialize(self)
 
     def embed(self, idx):
         """Tokens (B, T) -> (B, T, C): times sqrt(C) (section 3.4), plus positions."""
         T, C = idx.shape[1], self.config.n_embd
-        if T > len(self.positions):
-            raise ValueError(
-                f"{T} tokens; this model has {len(self.positions)} positions "
-                "(its max_length)"
-            )
+        check_length(T, self.config.max_length)
         return self.drop(math.sqrt(C) * self.embedding(idx) + self.positions[:T])
 
     def encode(self, src):
         """Source tokens (B, S) -> memory (B, S, C) and its mask (B, 1, 1, S)."""
-        mask, x = padding_mask(src, PAD), self.embed(src)
-        for layer in self.encoder:
-            x = layer(x, mask)
-        return self.encoder_norm(x), mask
+        mask = padding_mask(src, PAD)
+        return self.encoder(self.embed(src), mask), mask
 
     def decode(self, idx, memory, memory_mask):
-        """Target tokens so far (B, T) -> logits of the next (B, T, V) and maps.
-
-        The maps, where each target token looked in the source, are (B, n_layer, n_head,
-        T, S).
-        """
-        mask, x, maps = causal_mask(idx.shape[1], idx.device), self.embed(idx), []
-        for layer in self.decoder:
-            x, weights = layer(x, memory, mask, memory_mask)
-            maps.append(weights)
-        x = self.decoder_norm(x)
-        return F.linear(x, self.embedding.weight), torch.stack(maps, 1)
+        """Target tokens so far (B, T) -> logits of the next (B, T, V) and maps."""
+        mask = causal_mask(idx.shape[1], idx.device)
+        x, maps = self.decoder(self.embed(idx), memory, mask, memory_mask)
+        return F.linear(x, self.embedding.weight), maps
 
     def forward(self, src, idx):
         """Source (B, S), target so far (B, T) -> logits of what follows (B, T, V)."""
         return self.decode(idx, *self.encode(src))[0]
+
+
+def check_length(T, max_length):
+    """ValueError for a sentence of more tokens than a model has positions."""
+    if T > max_length:
+        raise ValueError(
+            f"{T} tokens; this model has {max_length} positions (its max_length)"
+        )
 
 
 def initialize(model):
@@ -488,6 +513,16 @@ def learn_merges(text, count):
     return merges
 
 
+def join_pairs(symbols, rank):
+    """Join the pair that was learned first, again and again, while there is one."""
+    while len(symbols) > 1:
+        best = min(pairwise(symbols), key=lambda p: rank.get(p, math.inf))
+        if best not in rank:
+            break
+        symbols = merge_pair(symbols, best)
+    return symbols
+
+
 class BPE:
     """Texts <-> tokens that are frequent pieces of words: byte-pair encoding.
 
@@ -505,43 +540,53 @@ class BPE:
         self.silent = {*special, *after}  # that are no text
         self.known = {}  # words encoded before
 
-    @classmethod
-    def train(cls, text, count):
-        """Learn `count` merges from a text."""
-        return cls(learn_merges(text, count))
-
-    @classmethod
-    def gpt2(cls, path):
-        """GPT-2's, from its published vocab.bpe; one token after: the end of a text."""
-        lines = Path(path).read_text(encoding="utf-8").splitlines()[1:]
-        pairs = [tuple(line.split(" ")) for line in lines if line]
-        return cls(pairs, special=(), after=("<|endoftext|>",))
-
     def __len__(self):
         return len(self.tokens)
-
-    def encode_word(self, word):
-        """Join the pair that was learned first, until none is left: symbols."""
-        symbols = tuple(self.names[b] for b in word.encode())
-        while len(symbols) > 1:
-            best = min(pairwise(symbols), key=lambda p: self.rank.get(p, math.inf))
-            if best not in self.rank:
-                break
-            symbols = merge_pair(symbols, best)
-        return symbols
 
     def encode(self, text):
         """A text -> its tokens, a list of numbers."""
         idx = []
         for word in split_words(text):
             if word not in self.known:
-                self.known[word] = [self.number[s] for s in self.encode_word(word)]
+                symbols = tuple(self.names[b] for b in word.encode())
+                symbols = join_pairs(symbols, self.rank)
+                self.known[word] = [self.number[s] for s in symbols]
             idx += self.known[word]
         return idx
 
     def decode(self, idx):
         """Tokens -> their text, without special ones; half a character is U+FFFD."""
-        symbols = (self.tokens[i] for i in idx)
-        text = "".join(s for s in symbols if s not in self.silent)
+        text = "".join(t for i in idx if (t := self.tokens[i]) not in self.silent)
         byte = {name: b for b, name in self.names.items()}
         return bytes(byte[c] for c in text).decode(errors="replace")
+
+
+def gpt2_bpe(path):
+    """GPT-2's byte pairs, from its published vocab.bpe; the last token ends a text."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()[1:]
+    merges = [tuple(line.split(" ")) for line in lines if line]
+    return BPE(merges, special=(), after=("<|endoftext|>",))
+
+
+# --- all together ---------------------------------------------------------------------
+
+
+def translate(model, bpe, text, known=None, width=4, max_length=64):
+    """A text in another language, by beam search.
+
+    `known`, a set of tokens that stood in the source texts of the training, guards
+    against a text in another language: the model would translate it into something.
+    Raises ValueError for an empty text, or naming the piece that is not known.
+    """
+    src = bpe.encode(text)
+    if not src:
+        raise ValueError("the text is empty: there is nothing to translate")
+    for token in src:
+        if known is not None and token not in known:
+            raise ValueError(
+                f"{bpe.decode([token])!r} in {text!r} stood in no source text that "
+                "this model has seen: is it another language?"
+            )
+    device = model.embedding.weight.device
+    src = torch.tensor([*src, END], device=device)
+    return bpe.decode(beam_search(model, src, width, max_length)[0][1])
