@@ -154,6 +154,19 @@ class Block(nn.Module):
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
+class Rotary(nn.Module):
+    """The angles by which a position turns queries and keys: t (T,) -> cos, sin."""
+
+    def __init__(self, config):
+        super().__init__()
+        cos, sin = rotary_table(config.block_size, config.n_embd // config.n_head)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, t):
+        return self.cos[t].unsqueeze(-3), self.sin[t].unsqueeze(-3)  # (1, T, d / 2)
+
+
 class GPT(nn.Module):
     """GPT-2, or the modern recipe: see `GPTConfig`."""
 
@@ -165,9 +178,7 @@ class GPT(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = make_norm(config)
         if config.rotary:
-            cos, sin = rotary_table(config.block_size, config.n_embd // config.n_head)
-            self.register_buffer("cos", cos, persistent=False)
-            self.register_buffer("sin", sin, persistent=False)
+            self.rotary = Rotary(config)
         else:
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         initialize(self)
@@ -176,47 +187,26 @@ class GPT(nn.Module):
         """Tokens (B, T) -> x (B, T, C), positions t (T,), angles to turn by."""
         t = start + torch.arange(idx.shape[1], device=idx.device)
         if self.config.rotary:
-            turn = self.cos[t].unsqueeze(-3), self.sin[t].unsqueeze(-3)
-            return self.drop(self.wte(idx)), t, turn
+            return self.drop(self.wte(idx)), t, self.rotary(t)
         return self.drop(self.wte(idx) + self.wpe(t)), t, None
 
-    def features(self, idx, cache=None):
-        """Tokens (B, T) -> what is known after each, (B, T, C)."""
+    def forward(self, idx, cache=None, last=False):
+        """Tokens (B, T) -> logits of the next one at each position (B, T, V).
+
+        `cache`, of `make_cache`, holds the tokens before, and grows; with `last` only
+        the last position is read out, (B, 1, V). ValueError beyond block_size tokens.
+        """
         start = cache[0].length if cache else 0
-        check_length(start, idx.shape[1], self.config.block_size)
+        check_length(start + idx.shape[1], self.config.block_size)
         x, t, turn = self.embed(idx, start)
         for layer, block in enumerate(self.h):
             x = block(x, t, turn, cache[layer] if cache else None)
-        return self.ln_f(x)
+        return F.linear(self.ln_f(x[:, -1:] if last else x), self.wte.weight)
 
-    def head(self, x):
-        """Features (..., C) -> logits (..., V), by the table that embeds tokens."""
-        return F.linear(x, self.wte.weight)
-
-    def forward(self, idx, cache=None):
-        """Tokens (B, T) -> logits of the next one at each position (B, T, V).
-
-        `cache`, from `make_cache`, holds the tokens before; it grows by these. Raises
-        ValueError for more than block_size tokens in all.
-        """
-        return self.head(self.features(idx, cache))
-
-    @classmethod
-    def from_pretrained(cls, name):
-        """GPT-2 with its published weights: "gpt2", or a folder that holds them.
-
-        A folder has `config.json` and `model.safetensors`, as published at
-        https://huggingface.co/openai-community/gpt2; "gpt2" is downloaded (548 MB)
-        where it is not yet stored. Raises ValueError for anything else, and for
-        weights that do not fit; `genlib.data.DataError` where the download fails.
-        """
-        file, config = find_pretrained(name)
-        with torch.device("meta"):  # shapes alone: the weights come from the file
-            gpt = cls(config)
-        weights = published_weights(file)
-        check_fits(gpt, weights, file)
-        gpt.load_state_dict(weights, assign=True)
-        return gpt
+    @staticmethod
+    def from_pretrained(name):
+        """GPT-2 with its published weights, see `load_pretrained`."""
+        return load_pretrained(name)
 
 
 def initialize(gpt):
@@ -236,11 +226,11 @@ def initialize(gpt):
         parameter.init_std = std
 
 
-def check_length(start, T, block_size):
+def check_length(T, block_size):
     """ValueError for more tokens than a model has positions."""
-    if isinstance(start, int) and start + T > block_size:
+    if T > block_size:
         raise ValueError(
-            f"{start + T} tokens; this model sees {block_size} at once (its block_size)"
+            f"{T} tokens; this model sees {block_size} at once (its block_size)"
         )
 
 
@@ -359,10 +349,9 @@ def generate(
     cache = make_cache(gpt, len(idx)) if cached else None
     for _ in range(count):
         if cache and idx.shape[1] <= block_size:
-            x = gpt.features(idx[:, cache[0].length :], cache)
+            logits = gpt(idx[:, cache[0].length :], cache, last=True)[:, 0]
         else:
-            x = gpt.features(idx[:, -block_size:])
-        logits = gpt.head(x[:, -1])  # (B, V)
+            logits = gpt(idx[:, -block_size:], last=True)[:, 0]  # (B, V)
         if penalty != 1:
             logits = penalize(logits, idx, penalty)
         probs = next_token_probs(logits, temperature, top_k, top_p)
@@ -504,40 +493,46 @@ class NGram:
             )
         self.n, self.vocab_size, self.tables = n, vocab_size, []
 
-    def codes(self, idx, k):
-        """One number for each k tokens in a row: (..., T) -> (..., T - k + 1)."""
-        place = self.vocab_size ** torch.arange(k - 1, -1, -1)
-        return (idx.unfold(-1, k, 1) * place).sum(-1)
-
     def fit(self, idx):
         """Count the n-grams, and all shorter ones, of a text (N,)."""
         check_text(idx, self.n)
-        self.tables = []
-        for k in range(1, self.n + 1):
-            grams, counts = self.codes(idx, k).unique(return_counts=True)
-            contexts, place = (grams // self.vocab_size).unique(return_inverse=True)
-            total = torch.zeros(len(contexts)).index_add(0, place, counts.float())
-            self.tables.append(
-                {
-                    "count": (grams, counts.float()),
-                    "total": (contexts, total),
-                    "kinds": (contexts, place.bincount().float()),
-                }
-            )
+        sizes = range(1, self.n + 1)
+        self.tables = [count_grams(idx, k, self.vocab_size) for k in sizes]
         return self
 
     def log_prob(self, idx):
         """Log probability of each token given those before, nats: (..., T)."""
         p = torch.full(idx.shape, 1 / self.vocab_size)
         for k, table in enumerate(self.tables[: idx.shape[-1]], start=1):
-            codes = self.codes(idx, k)  # of the tokens from place k - 1 on
-            context = codes // self.vocab_size
-            count = look_up(table["count"], codes)
-            total, kinds = (look_up(table[x], context) for x in ("total", "kinds"))
+            grams = gram_codes(idx, k, self.vocab_size)  # of tokens from place k - 1 on
+            contexts = grams // self.vocab_size
+            count = look_up(table["count"], grams)
+            total, kinds = (look_up(table[x], contexts) for x in ("total", "kinds"))
             shorter = p[..., k - 1 :]
             mixed = (count + kinds * shorter) / (total + kinds).clamp(min=1)
             p[..., k - 1 :] = torch.where(total > 0, mixed, shorter)
         return p.log()
+
+
+def gram_codes(idx, k, vocab_size):
+    """One number for each k tokens in a row: (..., T) -> (..., T - k + 1)."""
+    place = vocab_size ** torch.arange(k - 1, -1, -1)
+    return (idx.unfold(-1, k, 1) * place).sum(-1)
+
+
+def count_grams(idx, k, vocab_size):
+    """How often each k-gram of a text stands there, each context, with how many kinds.
+
+    A dict of pairs: sorted codes, and their numbers.
+    """
+    grams, counts = gram_codes(idx, k, vocab_size).unique(return_counts=True)
+    contexts, place = (grams // vocab_size).unique(return_inverse=True)
+    total = torch.zeros(len(contexts)).index_add(0, place, counts.float())
+    return {
+        "count": (grams, counts.float()),
+        "total": (contexts, total),
+        "kinds": (contexts, place.bincount().float()),
+    }
 
 
 def look_up(table, codes):
@@ -646,6 +641,23 @@ TRANSPOSED = tuple(
     f"{name}.weight"
     for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 )
+
+
+def load_pretrained(name):
+    """GPT-2 with its published weights: "gpt2", or a folder that holds them.
+
+    A folder has `config.json` and `model.safetensors`, as published at
+    https://huggingface.co/openai-community/gpt2; "gpt2" is downloaded (548 MB) where it
+    is not yet stored. Raises ValueError for anything else, and for weights that do not
+    fit; `genlib.data.DataError` where the download fails.
+    """
+    file, config = find_pretrained(name)
+    with torch.device("meta"):  # shapes alone: the weights come from the file
+        gpt = GPT(config)
+    weights = published_weights(file)
+    check_fits(gpt, weights, file)
+    gpt.load_state_dict(weights, assign=True)
+    return gpt
 
 
 def find_pretrained(name):
@@ -769,30 +781,24 @@ class NextToken(nn.Module):
             x = x + y
             x = x + block.mlp(block.ln_2(x))
             maps.append(weights[:, :, 0])
-        logits = self.gpt.head(self.gpt.ln_f(x)[:, 0])
+        logits = F.linear(self.gpt.ln_f(x[:, 0]), self.gpt.wte.weight)
         return logits, torch.stack([c.table for c in tables], 1), torch.stack(maps, 1)
 
 
 def page_program(text, config=None, batch=16):
     """A small GPT learns a text by characters, in the page (see `genlib.live`).
 
-    The reader sets the rate. The views are, for a window of text that the table
-    "prompt" holds (its beginning, at first): each next character's probability at each
-    place (T, V), and the attention maps (n_layer * n_head, 1, T, T).
+    The reader sets the rate. The views are of a window of text, the beginning at first:
+    each next character's probability at each place (T, V), and whom each asks, as
+    images (n_layer * n_head, 1, T, T).
     """
     from genlib.live import First, Phase, Program, Rows, Slider
     from genlib.training import Adam
 
     chars = Characters(text)
-    config = config or modern(
-        vocab_size=len(chars),
-        block_size=32,
-        n_layer=2,
-        n_head=4,
-        n_embd=64,
-        fused=False,
-    )
-    gpt, T = GPT(config), config.block_size
+    sizes = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 64}
+    gpt = GPT(config or modern(vocab_size=len(chars), fused=False, **sizes))
+    T = gpt.config.block_size
     rows = chars.encode(text).unfold(0, T + 1, T).float()  # (N, T + 1)
 
     def loss(rows):
@@ -804,14 +810,11 @@ def page_program(text, config=None, batch=16):
         maps = attention_maps(gpt, idx)[0].flatten(0, 1)[:, None]
         return {"next": gpt(idx)[0].softmax(-1), "maps": maps}
 
-    return Program(
-        {"gpt": gpt},
-        [Phase("gpt", "gpt", loss, Adam(betas=(0.9, 0.99)), "lr")],
-        {
-            "rows": Rows("text", batch),
-            "lr": Slider(3e-3, 1e-4, 2e-2, log=True, label="learning rate"),
-            "prompt": First("prompt", 1),
-        },
-        views,
-        {"text": {"text": rows}, "prompt": {"prompt": rows[:1, :-1]}},
-    )
+    feeds = {
+        "rows": Rows("text", batch),
+        "lr": Slider(3e-3, 1e-4, 2e-2, log=True, label="learning rate"),
+        "prompt": First("prompt", 1),
+    }
+    phase = Phase("gpt", "gpt", loss, Adam(betas=(0.9, 0.99)), "lr")
+    tables = {"text": {"text": rows}, "prompt": {"prompt": rows[:1, :-1]}}
+    return Program({"gpt": gpt}, [phase], feeds, views, tables)

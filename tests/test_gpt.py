@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import save_file
 
 from genlib.attention import future_leak
@@ -79,7 +80,6 @@ def count(gpt):
 @pytest.fixture(scope="module")
 def reference():
     """Hugging Face's GPT-2, small and random."""
-    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=40,
@@ -263,7 +263,7 @@ def test_the_pieces_are_what_they_are_called():
         norm(x), F.rms_norm(x, (24,), norm.weight, eps=1e-6), atol=1e-5, rtol=1e-4
     )
     gpt = build(CONFIGS["modern"])
-    q, k, _ = gpt.h[0].attn.heads(x[None], (gpt.cos[:4], gpt.sin[:4]))
+    q, k, _ = gpt.h[0].attn.heads(x[None], gpt.rotary(torch.arange(4)))
     for heads in (q, k):
         torch.testing.assert_close(heads.norm(dim=-1), torch.full((1, 3, 4), 8**0.5))
     mlp = gpt.h[0].mlp
@@ -371,7 +371,6 @@ def test_of_a_long_prompt_the_end_is_read():
 
 
 def test_probabilities_are_those_of_the_reference():
-    transformers = pytest.importorskip("transformers")
     logits = 2 * torch.randn(5, 30, generator=torch.Generator().manual_seed(0))
     for temperature, k, p in [(1.0, None, 0.9), (0.7, 5, None), (1.5, 12, 0.6)]:
         warpers = [transformers.TemperatureLogitsWarper(temperature)]
