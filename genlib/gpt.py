@@ -317,8 +317,8 @@ def check_sampling(temperature, top_k, top_p):
 def penalize(logits, idx, penalty):
     """Make tokens that stand in idx (B, T) less likely: logits (B, V) -> (B, V).
 
-    Positive logits are divided by `penalty`, negative ones multiplied (Keskar et al.
-    2019, arXiv:1909.05858, section 4.1); 1 changes nothing.
+    Positive logits are divided by `penalty`, negative ones multiplied; 1 changes
+    nothing. After Keskar et al. 2019, arXiv:1909.05858, section 4.1, who divide all.
     """
     seen = logits.gather(1, idx)
     seen = torch.where(seen > 0, seen / penalty, seen * penalty)
@@ -379,6 +379,7 @@ def check_prompt(idx, vocab_size):
 
 def repeated(idx, n=4):
     """Share of a text's n-grams that stood in it before: tokens (T,) -> 0..1."""
+    check_text(idx, n)
     grams = [tuple(gram) for gram in idx.unfold(0, n, 1).tolist()]
     return 1 - len(set(grams)) / len(grams)
 
@@ -387,7 +388,7 @@ def repeated(idx, n=4):
 
 
 class Characters:
-    """A vocabulary of the characters of a text: texts <-> tokens, int64 (T,).
+    """A vocabulary of the characters of a text: texts <-> tokens, lists of numbers.
 
     `chars` holds them in order. Raises ValueError for an empty text.
     """
@@ -409,10 +410,10 @@ class Characters:
                     f"character {c!r} at place {place} is not among the {len(self)} "
                     "of the vocabulary; replace it, or build the vocabulary with it"
                 )
-        return torch.tensor([self.number[c] for c in text], dtype=torch.int64)
+        return [self.number[c] for c in text]
 
     def decode(self, idx):
-        return "".join(self.chars[i] for i in idx.tolist())
+        return "".join(self.chars[i] for i in idx)
 
 
 def text_batches(idx, block_size, batch_size, seed=0):
@@ -450,20 +451,16 @@ def evaluate(gpt, idx, batch_size=64):
     The text is cut into windows of block_size, one after the other, so the number is
     the same each time.
     """
-    T, device = gpt.config.block_size, gpt.wte.weight.device
     check_text(idx, 1)
-    whole = (len(idx) - 1) // T * T
-    starts = torch.arange(0, whole, T)[:, None]
-    pieces = [
-        (starts[i : i + batch_size], T) for i in range(0, len(starts), batch_size)
-    ]
-    pieces += [(torch.tensor([[whole]]), len(idx) - 1 - whole)]
-    total = 0.0
-    for start, length in pieces:
-        if length:
-            rows = idx[start + torch.arange(length + 1)].to(device)
-            loss = next_token_loss(gpt, rows[:, :-1], rows[:, 1:])
-            total += loss.item() * rows[:, 1:].numel()
+    T, device, total = gpt.config.block_size, gpt.wte.weight.device, 0.0
+    whole = (len(idx) - 1) // T * T  # tokens in whole windows
+    pieces = [*idx[: whole + 1].unfold(0, T + 1, T).split(batch_size)] if whole else []
+    if whole < len(idx) - 1:
+        pieces.append(idx[None, whole:])
+    for rows in pieces:  # (B, T + 1)
+        rows = rows.to(device)
+        loss = next_token_loss(gpt, rows[:, :-1], rows[:, 1:])
+        total += loss.item() * rows[:, 1:].numel()
     return total / (len(idx) - 1)
 
 
@@ -581,8 +578,9 @@ class Muon(torch.optim.Optimizer):
             for w in group["params"]:
                 if w.grad is None:
                     continue
-                m = self.state[w].setdefault("momentum", torch.zeros_like(w))
-                m.mul_(mu).add_(w.grad)
+                if not self.state[w]:
+                    self.state[w]["momentum"] = torch.zeros_like(w)
+                m = self.state[w]["momentum"].mul_(mu).add_(w.grad)
                 rate = group["lr"] * max(1, w.shape[0] / w.shape[1]) ** 0.5
                 w.sub_(rate * orthogonalize(w.grad + mu * m))
 
@@ -730,10 +728,7 @@ def published_weights(file):
     tensors, weights = read_safetensors(file)[0], {}
     for name, x in tensors.items():
         name = name.removeprefix("transformer.")
-        if (
-            name.endswith((".attn.bias", ".attn.masked_bias"))
-            or name == "lm_head.weight"
-        ):
+        if name.endswith((".attn.bias", "masked_bias")) or name == "lm_head.weight":
             continue
         weights[name] = (x.T.contiguous() if name.endswith(TRANSPOSED) else x).float()
     return weights
@@ -799,7 +794,7 @@ def page_program(text, config=None, batch=16):
     sizes = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 64}
     gpt = GPT(config or modern(vocab_size=len(chars), fused=False, **sizes))
     T = gpt.config.block_size
-    rows = chars.encode(text).unfold(0, T + 1, T).float()  # (N, T + 1)
+    rows = torch.tensor(chars.encode(text)).unfold(0, T + 1, T).float()  # (N, T + 1)
 
     def loss(rows):
         rows = rows.long()
