@@ -199,6 +199,8 @@ TABLE_3 = [
     ({"n_layer": 8}, 80),
     ({"n_hidden": 1024}, 53),
     ({"n_hidden": 4096}, 90),
+    ({"n_embd": 256}, 28),
+    ({"n_embd": 1024}, 168),
 ]
 
 
@@ -218,10 +220,16 @@ def test_parameters_of_base_and_big_are_those_of_the_arithmetic():
 
 
 @pytest.mark.parametrize(("change", "millions"), TABLE_3)
-def test_with_41000_tokens_the_papers_table_comes_out(change, millions):
+def test_with_some_more_tokens_the_papers_table_comes_out(change, millions):
     with torch.device("meta"):
-        model = Transformer(TransformerConfig(vocab_size=41_000, **change))
-    assert round(count(model) / 1e6) == millions
+        model = Transformer(TransformerConfig(vocab_size=40_932, **change))
+    width = model.config.n_embd
+    most = count(model) + (41_160 - 40_932) * width
+    assert round(count(model) / 1e6) == round(most / 1e6) == millions
+    if change == {"n_hidden": 1024}:  # and with no less, and no more
+        assert round((count(model) - width) / 1e6) != millions
+    if change == {"n_layer": 4}:
+        assert round((most + width) / 1e6) != millions
 
 
 # --- training -------------------------------------------------------------------------
