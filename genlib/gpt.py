@@ -780,21 +780,23 @@ class NextToken(nn.Module):
         return logits, torch.stack([c.table for c in tables], 1), torch.stack(maps, 1)
 
 
-def page_program(text, config=None, batch=16):
+def page_program(text, chars=None, config=None, batch=16):
     """A small GPT learns a text by characters, in the page (see `genlib.live`).
 
-    The reader sets the rate. The views are of a window of text, the beginning at first:
-    each next character's probability at each place (T, V), and whom each asks, as
-    images (n_layer * n_head, 1, T, T).
+    `chars` is the vocabulary, by default the text's own; a larger one lets the reader
+    bring another text. The reader sets the rate. The views are of a window of text, the
+    beginning at first: each next character's probability at each place (T, V), and whom
+    each asks, as images (n_layer * n_head, 1, T, T).
     """
     from genlib.live import First, Phase, Program, Rows, Slider
     from genlib.training import Adam
 
-    chars = Characters(text)
+    chars = chars or Characters(text)
     sizes = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 64}
     gpt = GPT(config or modern(vocab_size=len(chars), fused=False, **sizes))
-    T = gpt.config.block_size
-    rows = torch.tensor(chars.encode(text)).unfold(0, T + 1, T).float()  # (N, T + 1)
+    idx, T = torch.tensor(chars.encode(text)), gpt.config.block_size
+    check_text(idx, T)
+    rows = idx.unfold(0, T + 1, T).float()  # (N, T + 1)
 
     def loss(rows):
         rows = rows.long()

@@ -656,7 +656,7 @@ def program():
     text = "a rose is a rose is a rose. " * 12
     torch.manual_seed(0)
     sizes = {"vocab_size": 8, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
-    return page_program(text, modern(**sizes, fused=False), batch=4)
+    return page_program(text, config=modern(**sizes, fused=False), batch=4)
 
 
 def test_the_page_trains_a_gpt_with_pytorchs_numbers(program, tmp_path):
@@ -683,6 +683,11 @@ def test_the_program_is_the_chapters_step(program):
     gpt.load_state_dict({k.removeprefix("gpt."): v for k, v in weights.items()})
     torch.testing.assert_close(views["next"], gpt(prompt)[0].softmax(-1))
     torch.testing.assert_close(views["maps"][:, 0], attention_maps(gpt, prompt)[0, 0])
+    letters = Characters("abcdefnorst ")
+    larger = page_program("to be or not to be " * 3, letters, batch=2)
+    assert larger.outputs["next"] == (32, 12)
+    with pytest.raises(ValueError, match="18 tokens; windows of 32"):
+        page_program("to be or not to be")
     run.step(60, lr=0.02)
     assert run.step(1)[0].item() < 1.0
 
