@@ -56,8 +56,8 @@ def future_leak(f, x, changed):
     """How far an output moves, at most, when only later inputs change: 0 if causal.
 
     `f` maps inputs (B, T, ...) to outputs (B, T, ...); `changed` is of x's shape and
-    differs from it everywhere. For each t the inputs from t on are changed, and the
-    outputs before t compared.
+    differs from it everywhere. For each t from 1 on the inputs from t on are changed,
+    and the outputs before t compared.
     """
     expected, gaps = f(x), []
     for t in range(1, x.shape[1]):

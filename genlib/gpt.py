@@ -255,8 +255,10 @@ def next_token_loss(gpt, idx, targets):
 
 
 class Cache:
-    """Keys and values of one layer for the tokens read so far, so that none is
-    computed twice. `k` and `v` are (B, n_head, block_size, d), filled to `length`."""
+    """Keys and values of one layer for all tokens so far: none is computed twice.
+
+    `k` and `v` are (B, n_head, block_size, d), filled up to `length`.
+    """
 
     def __init__(self, config, batch, like):
         d = config.n_embd // config.n_head

@@ -14,7 +14,7 @@ from test_attention import from_torch
 from torch import nn
 
 from genlib.attention import future_leak
-from genlib.data import URLS, DataError, available, text_file
+from genlib.data import text_file
 from genlib.export import export_onnx
 from genlib.training import fit
 from genlib.transformer import (
@@ -594,15 +594,3 @@ def test_gpt2s_byte_pairs(require_data):
     )
     assert bpe.encode(TEXT) == reference.encode(TEXT).ids
     assert bpe.decode(bpe.encode(TEXT)) == TEXT
-
-
-def test_texts_that_are_not_here_are_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("GENLIB_DATA", str(tmp_path))
-    monkeypatch.setitem(URLS, "gpt2_bpe", ("http://127.0.0.1:9/",))
-    assert not available("gpt2_bpe")
-    with pytest.raises(DataError, match="cannot download vocab.bpe of 'gpt2_bpe'"):
-        text_file("gpt2_bpe", "vocab.bpe")
-    with pytest.raises(ValueError, match="unknown text 'bible'"):
-        text_file("bible", "x")
-    with pytest.raises(ValueError, match="unknown file of gpt2_bpe 'x'"):
-        text_file("gpt2_bpe", "x")
