@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genlib.attention import attention, merge_heads, rotary_table, rotate, split_heads
+from genlib.attention import attention, merge_heads, rotary_table, rotate
 from genlib.training import check_fits, read_safetensors, warmup_linear
 
 # --- the architecture -----------------------------------------------------------------
@@ -100,9 +100,8 @@ class CausalSelfAttention(nn.Module):
 
     def heads(self, x, turn=None):
         """x (B, T, C) -> q, k, v, each (B, n_head, T, d)."""
-        q, k, v = (
-            split_heads(y, self.config.n_head) for y in self.c_attn(x).chunk(3, -1)
-        )
+        heads = self.c_attn(x).unflatten(-1, (3, self.config.n_head, -1))
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
         if self.config.qk_norm:
             q, k = rms_norm(q), rms_norm(k)
         if turn is not None:
