@@ -153,16 +153,17 @@ def load(name, split="train"):
 
 
 def available(name):
-    """Whether `load(name)` needs no download."""
-    _one_of("data set", name, DATASETS)
+    """Whether the files of a data set, of DATASETS or TEXTS, need no download."""
+    _one_of("data set", name, (*DATASETS, *TEXTS))
     if name not in URLS:
         return True
-    for split, files in FILES.items():
-        for file, sha256 in zip(files, SHA256[name, split], strict=True):
-            path = _folder(name) / file
-            if not path.is_file() or _sha256(path) != sha256:
-                return False
-    return True
+    files = TEXTS.get(name) or {
+        file: sha256
+        for split in FILES
+        for file, sha256 in zip(FILES[split], SHA256[name, split], strict=True)
+    }
+    paths = {_folder(name) / file: sha256 for file, sha256 in files.items()}
+    return all(p.is_file() and _sha256(p) == sha256 for p, sha256 in paths.items())
 
 
 def _one_of(what, value, choices):
@@ -357,6 +358,78 @@ def _reason(error):
     if response is not None:
         return f"the server answered {response.status_code}"
     return f"no answer ({type(error).__name__})"
+
+
+# --- texts ----------------------------------------------------------------------------
+
+TEXTS = {  # files of each, with their SHA-256
+    "tinyshakespeare": {
+        "input.txt": (
+            "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+        ),
+    },
+    "multi30k": {
+        "test_2016_flickr.de.gz": (
+            "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8"
+        ),
+        "test_2016_flickr.en.gz": (
+            "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9"
+        ),
+        "test_2017_flickr.de.gz": (
+            "a2c89666db00c495cd8513b9d708d5a3acc205d7de312ef2bf5fb7ebc1540aee"
+        ),
+        "test_2017_flickr.en.gz": (
+            "76a444ee25172e72695cddb13ae4a3bda59430617be88e0bb46b60504f054074"
+        ),
+        "test_2017_mscoco.de.gz": (
+            "799e4854c25d601cb6cb6be29eabe5667734c61ace2f495e03e429031a0bc338"
+        ),
+        "test_2017_mscoco.en.gz": (
+            "aab300bfb4427697987e02cd0aacd44bfe8aa50456231b6474c08038bbed2b58"
+        ),
+        "train.de.gz": (
+            "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6"
+        ),
+        "train.en.gz": (
+            "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f"
+        ),
+        "val.de.gz": (
+            "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a"
+        ),
+        "val.en.gz": (
+            "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28"
+        ),
+    },
+    "gpt2_bpe": {
+        "encoder.json": (
+            "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+        ),
+        "vocab.bpe": (
+            "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+        ),
+    },
+}
+URLS |= {
+    "tinyshakespeare": (
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/"
+        "tinyshakespeare/",
+    ),
+    "multi30k": (
+        "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/",
+    ),
+    "gpt2_bpe": ("https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/",),
+}
+
+
+def text_file(name, file):
+    """The path of one file of TEXTS, downloaded at first use; DataError where not.
+
+    Tiny Shakespeare (Karpathy 2015), 1.1 MB; Multi30k (Elliott et al. 2016), 30,000
+    captions in German and English, 2 MB; the byte pairs of GPT-2 (Radford et al. 2019).
+    """
+    _one_of("text", name, TEXTS)
+    _one_of(f"file of {name}", file, TEXTS[name])
+    return _fetch(name, file, TEXTS[name][file])
 
 
 # --- glyphs ---------------------------------------------------------------------------

@@ -263,8 +263,9 @@ class Program:
     def initial(self, seed=0):
         """The state (S,) at the start: drawn by `seed`, as torch's layers draw theirs.
 
-        Linear layers: uniform within 1/sqrt(fan-in); embeddings: standard normal; every
-        other parameter starts where the module has it.
+        Linear layers: uniform within 1/sqrt(fan-in); embeddings: standard normal; a
+        parameter with a number `init_std`: normal with this deviation; every other
+        starts where the module has it.
         """
         state = torch.zeros(self.size)
         init, values = self.starts()
@@ -575,6 +576,9 @@ def _named(function):
 
 def _initial(holder, key):
     """How a parameter starts: ("uniform" or "normal", scale) or (None, None)."""
+    std = getattr(holder.get_parameter(key), "init_std", None)
+    if std is not None:
+        return "normal", std
     owner, _, _ = key.rpartition(".")
     module = holder.get_submodule(owner)
     if isinstance(module, nn.Linear):

@@ -18,6 +18,7 @@ from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 
 from genlib import data
 from genlib.data import (
+    TEXTS,
     DataError,
     Dequantized,
     Gaussian,
@@ -40,6 +41,7 @@ from genlib.data import (
     plane_root,
     quantize,
     render_glyphs,
+    text_file,
     to_levels,
     toy2d,
     toy2d_log_prob,
@@ -817,6 +819,30 @@ def test_a_damaged_file_is_named_and_kept(origin, tmp_path, monkeypatch, damage)
     assert str(path) in str(caught.value)
     assert {p: p.read_bytes() for p in path.parent.iterdir()} == before
     assert len(load("mnist", "test")) == 3  # the other files still serve
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_files_are_the_right_ones(name, require_data):
+    require_data(name)
+    for file in TEXTS[name]:
+        assert text_file(name, file).is_file()
+
+
+def test_texts_that_are_not_here_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("GENLIB_DATA", str(tmp_path))
+    monkeypatch.setitem(data.URLS, "gpt2_bpe", ("http://127.0.0.1:9/",))
+    assert not available("gpt2_bpe")
+    with pytest.raises(DataError, match="cannot download vocab.bpe of 'gpt2_bpe'"):
+        text_file("gpt2_bpe", "vocab.bpe")
+    with pytest.raises(ValueError, match="unknown text 'bible'"):
+        text_file("bible", "x")
+    with pytest.raises(ValueError, match="unknown file of gpt2_bpe 'x'"):
+        text_file("gpt2_bpe", "x")
+    (tmp_path / "gpt2-bpe").mkdir(exist_ok=True)
+    (tmp_path / "gpt2-bpe" / "vocab.bpe").write_text("half")
+    with pytest.raises(DataError, match="damaged, or only half"):
+        text_file("gpt2_bpe", "vocab.bpe")
+    assert not available("gpt2_bpe")
 
 
 def test_files_of_a_read_only_folder_are_used_in_place(origin, tmp_path, monkeypatch):

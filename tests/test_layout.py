@@ -18,11 +18,14 @@ MODULES = sorted((ROOT / "genlib").rglob("*.py"))
 # Modules that serve all chapters and have none of their own (yet).
 SUPPORT = {
     "__init__",
+    "attention",  # its chapter is to come
     "data",
     "exercises",
     "export",
+    "gpt",  # its chapter is to come
     "live",
     "plot",
+    "transformer",  # its chapter is to come
     "widgets",
 }
 MAX_LINES = 40
@@ -106,11 +109,14 @@ def test_the_book_lists_every_notebook():
 
 HEAVY = {"matplotlib", "sklearn", "pooch", "onnx", "onnxruntime", "ipywidgets"}
 LIGHT = {
+    "attention",
     "data",
     "exercises",
     "gan",
+    "gpt",
     "stability",
     "training",
+    "transformer",
     "vae",
 }  # load such things when they use them
 

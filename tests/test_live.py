@@ -170,6 +170,8 @@ def test_the_modules_are_left_as_they_are(program):
 def test_the_start_is_torchs_own():
     layers = {"a": nn.Linear(30, 40), "e": nn.Embedding(60, 50), "n": nn.LayerNorm(7)}
     layers["n"].weight.data = torch.arange(7.0)
+    layers["o"] = nn.Linear(30, 40)  # says itself how it starts
+    layers["o"].weight.init_std, layers["o"].bias.init_std = 0.7, 0.0
     net = nn.ModuleDict(layers)
 
     def loss(z):
@@ -184,6 +186,8 @@ def test_the_start_is_torchs_own():
         assert state[name].std() == pytest.approx(bound / 3**0.5, rel=0.2)
     assert state["net.e.weight"].std() == pytest.approx(1, abs=0.05)
     assert state["net.n.weight"].tolist() == list(range(7))
+    assert state["net.o.weight"].std() == pytest.approx(0.7, rel=0.1)
+    assert state["net.o.weight"].abs().max() > 1.5 and state["net.o.bias"].eq(0).all()
     other = program.parameters(program.initial(2))["net.a.weight"]
     assert not torch.equal(other, state["net.a.weight"])
     again = program.initial(1)
