@@ -42,7 +42,8 @@ book: install ## build the site into _build/html from the stored outputs
 	  || { cat _build/book.log; exit 1; }
 
 lab: install ## open JupyterLab on the notebooks
-	$(PY) -m jupyterlab notebooks
+	$(PY) -m jupyterlab notebooks \
+	  --ServerApp.kernel_websocket_connection_class=tools.lab.AtOnce
 
 notebooks: install ## re-execute notebooks that changed and store them (N=03_vae, ALL=1)
 	$(PY) -m tools.notebooks $(if $(ALL),--all) $(N)

@@ -1,9 +1,10 @@
 """genlib's GAN against the widely used MLP-GAN configuration, on MNIST: `make bench`.
 
-How many CPU seconds until generated digits are as near to real ones as the peer's are
-after some four epochs? Nearness is the Frechet distance, in the features of one small
-classifier that the bench trains first and then freezes, between 10,000 generated digits
-and the 10,000 of the test set; it is taken outside the clock, by the same code for all.
+How many CPU seconds until generated digits are nearer to real ones than a Gaussian with
+the pixels' mean and covariance is? Nearness is the Frechet distance, in the features of
+one small classifier that the bench trains first and then freezes, between 10,000
+generated digits and the 10,000 of the test set; it is taken outside the clock, by the
+same code for all. The target, 350, lies below that Gaussian's distance of some 390.
 One thread, all in one process, taking turns, several seeds. Three contenders:
 
 peer  Written from its published configuration: a generator 100-128-256-512-1024-784
@@ -12,7 +13,8 @@ peer  Written from its published configuration: a generator 100-128-256-512-1024
       cross-entropy, Adam at 2e-4 with betas 0.5 and 0.999, batches of 64 from a
       DataLoader that makes of each image a PIL image, a tensor and -1..1, one by one.
       Its resizing to 28 pixels leaves images of 28 pixels as they are. Where its
-      distance first crosses the target, the seconds are interpolated.
+      distance first crosses the target, the seconds are interpolated. It has five
+      epochs; where they are not enough, genlib is faster by at least what they took.
 same  The same layers and activations trained with genlib: batches gathered from
       memory, losses from logits, fused Adam at a five times higher rate that falls at
       the end, and no gradients for the player that stands still. (An average of the
@@ -20,8 +22,7 @@ same  The same layers and activations trained with genlib: batches gathered from
 free  Smaller networks, trained alike.
 
 A run of genlib's counts only if it ends at or below the target. The distance between
-other real digits and the test set is the floor; that of a Gaussian with the pixels'
-mean and covariance is given too, since it tells what the measure does not see.
+other real digits and the test set is the floor; it and the Gaussian's are given too.
 """
 
 import argparse
@@ -49,7 +50,8 @@ from genlib.gan import (
 )
 from genlib.training import fit, seed_everything
 
-TARGET = 850.0  # squared: about where the peer stands after four epochs
+TARGET = 350.0  # squared: better than a Gaussian's pixels
+EPOCHS = 5  # of the peer, at most
 SAMPLES = 10_000
 RESULTS = Path(__file__).parent / "results" / "gan.json"
 
@@ -108,7 +110,7 @@ def peer_step(G, D):
     return step
 
 
-def run_peer(train, distance, seed, target=TARGET, max_epochs=8, part=469):
+def run_peer(train, distance, seed, target=TARGET, max_epochs=EPOCHS, part=469):
     """Train until the target is crossed; the times to it, looked at each `part` steps.
 
     `whole` counts its data path and its steps, `compute` the steps alone.
@@ -142,8 +144,11 @@ def run_peer(train, distance, seed, target=TARGET, max_epochs=8, part=469):
 
 
 def found(curve, target):
+    """The crossing, all seconds spent, and the whole curve."""
     points = [[round(v, 3) for v in point] for point in curve]
-    return crossing(curve, target) | {"curve": points}
+    whole, compute, _ = curve[-1]
+    spent = {"whole": whole, "compute": compute}
+    return crossing(curve, target) | {"spent": spent, "curve": points}
 
 
 # --- genlib's -------------------------------------------------------------------------
@@ -161,16 +166,16 @@ def normed_players(hidden, d_hidden, latent, eps):
     return G, Discriminator((1, 28, 28), d_hidden)
 
 
-# Steps, rates and sizes found by six trials on seed 0, judged by the distance.
+# Steps, rates and sizes found by some ten trials on seed 0, judged by the distance.
 CONTENDERS = {
     "same": {
         "sizes": ((128, 256, 512, 1024), (512, 256), 100, 0.8),
-        "max_steps": 450,
+        "max_steps": 1500,
         "lr": 1e-3,
     },
     "free": {
         "sizes": ((128, 256, 512), (256, 128), 64, 0.8),
-        "max_steps": 550,
+        "max_steps": 1500,
         "lr": 1e-3,
     },
 }
@@ -301,6 +306,7 @@ def references(judge, train, test):
     x, real = test.x(), features(judge, test.x())
     others = train.x(slice(-SAMPLES, None))
     gaussian = Gaussian(shrinkage=1e-3).fit(others)
+    gaussian.cov.diagonal().add_(1e-6)  # some pixels at the rim never vary
     drawn = gaussian.sample(SAMPLES, torch.Generator().manual_seed(0)).clamp(0, 1)
     return {
         "accuracy": (judge(x).argmax(1) == test.labels).float().mean().item(),
@@ -313,11 +319,14 @@ def references(judge, train, test):
 
 
 def ratios(result, name, clock):
-    """Peer's seconds over this contender's, seed by seed; None where one failed."""
+    """Peer's seconds over this contender's, seed by seed; None where that one failed.
+
+    Where the peer did not cross, all that it spent counts: the ratio is at least that.
+    """
     pairs = zip(result["runs"]["peer"], result["runs"][name], strict=True)
     return [
-        peer[clock] / run[clock]
-        if peer[clock] and run["loss"] <= result["target"]
+        (peer[clock] or peer["spent"][clock]) / run[clock]
+        if run["loss"] <= result["target"]
         else None
         for peer, run in pairs
     ]
@@ -342,6 +351,11 @@ def report(result):
                 f"{name:6}{seed:5}{run['loss']:10.0f}{times[0]:>9}{times[1]:>12}"
             )
     lines.append("")
+    short = sum(peer["whole"] is None for peer in result["runs"]["peer"])
+    if short:
+        seeds = len(result["runs"]["peer"])
+        lines.append(f"peer: target not reached in {EPOCHS} epochs, {short} of {seeds}")
+    least = "at least " if short else ""
     for name in CONTENDERS:
         for clock, words in (("whole", "end to end"), ("compute", "steps only")):
             values = ratios(result, name, clock)
@@ -349,7 +363,7 @@ def report(result):
                 lines.append(f"{name}, {words}: no ratio, a run missed the target")
                 continue
             lines.append(
-                f"{name}, {words}: {statistics.median(values):.1f} times faster "
+                f"{name}, {words}: {least}{statistics.median(values):.1f} times faster "
                 f"({min(values):.1f} to {max(values):.1f})"
             )
     before, after = result["gemm"]

@@ -921,8 +921,8 @@ class MixtureOfGaussians(Density):
     def m_step(self, x, r):
         count = r.sum(0) + 1e-9  # (K,)
         self.weight, self.mean = count / count.sum(), r.T @ x / count[:, None]
-        diff = x - self.mean[:, None]  # (K, N, D)
-        cov = (r.T[:, :, None] * diff).mT @ diff / count[:, None, None]
+        diff = x.T - self.mean[:, :, None]  # (K, D, N)
+        cov = (r.T[:, None] * diff) @ diff.mT / count[:, None, None]
         self.cov = cov + self.floor * x.var(0, correction=0).diag()
 
     def joint(self, x):  # log p(x, k), (N, K)

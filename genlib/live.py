@@ -219,11 +219,15 @@ class Program:
         shapes, slots = self._groups[name]
         return [sum(s.numel() for s in shapes.values())] * (1 + slots) + [1]
 
-    def _unpack(self, state):
+    def unpack(self, state):
         """State (S,) -> phase name to [weights, *slots, steps so far], all flat."""
         sizes = [n for name in self._groups for n in self._sizes(name)]
         parts = iter(state.split(sizes))
         return {name: [next(parts) for _ in self._sizes(name)] for name in self._groups}
+
+    def pack(self, groups):
+        """What `unpack` gives -> state (S,)."""
+        return torch.cat([part for parts in groups.values() for part in parts])
 
     def _tensors(self, name, weights):
         shapes, _ = self._groups[name]
@@ -232,7 +236,9 @@ class Program:
 
     def parameters(self, state):
         """State (S,) -> every moved parameter by name, "G.0.weight" and so on."""
-        groups = self._unpack(state)
+        return self._all_tensors(self.unpack(state))
+
+    def _all_tensors(self, groups):
         return {
             key: value
             for name, (weights, *_) in groups.items()
@@ -284,12 +290,14 @@ class Program:
 
     # --- one step -------------------------------------------------------------------
 
-    def run_phase(self, state, phase, feeds):
-        """One phase: state (S,) -> new state (S,) and its metrics, name to scalar."""
-        groups = self._unpack(state)
+    def run_phase(self, groups, phase, feeds):
+        """One phase: `groups` as `unpack` gives -> its own, new, and its metrics.
+
+        The metrics are a dict of scalars.
+        """
         weights, *slots, count = groups[phase.name]
         count = count + 1
-        everything = self.parameters(state)
+        everything = self._all_tensors(groups)
         if phase.update is not None:
             with torch.no_grad():
                 new = self._call(phase.update, everything, feeds)
@@ -306,8 +314,7 @@ class Program:
             metrics, g = self._gradient(phase, everything, feeds)
             lr = feeds[phase.lr] if isinstance(phase.lr, str) else phase.lr
             weights, slots = phase.optimizer.update(weights, g, slots, count, lr)
-        groups[phase.name] = [weights, *slots, count]
-        return torch.cat([x for group in groups.values() for x in group]), metrics
+        return [weights, *slots, count], metrics
 
     def _gradient(self, phase, everything, feeds):
         own = {k: everything[k].detach().requires_grad_() for k in self._own(phase)}
@@ -345,14 +352,14 @@ class Program:
 
         `gates` maps a phase's name to False: it is left out, its metrics are 0.
         """
-        rows = []
+        groups, rows = self.unpack(state), []
         for phase in self.phases:
             if gates and not gates.get(phase.name, True):
                 rows += [torch.zeros(())] * len(self.metrics_of[phase.name])
                 continue
-            state, metrics = self.run_phase(state, phase, feeds)
+            groups[phase.name], metrics = self.run_phase(groups, phase, feeds)
             rows += [value.reshape(()) for value in metrics.values()]
-        return state, torch.stack(rows) if rows else torch.zeros(0)
+        return self.pack(groups), torch.stack(rows) if rows else torch.zeros(0)
 
     def view(self, state, feeds):
         """What pictures need: name to tensor."""
@@ -397,9 +404,9 @@ class Program:
     def _metric_names(self, run):
         """Run one step to learn the metrics' names and to find buffers that change."""
         before = {k: v.clone() for k, v in self._holder.named_buffers()}
-        found, feeds = {}, run.draw(1)
+        groups, found, feeds = self.unpack(run.state), {}, run.draw(1)
         for phase in self.phases:
-            _, metrics = self.run_phase(run.state, phase, feeds)
+            _, metrics = self.run_phase(groups, phase, feeds)
             prefix = f"{phase.name}_" if len(self.phases) > 1 else ""
             found[phase.name] = [prefix + name for name in metrics]
             for name, value in metrics.items():

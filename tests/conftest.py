@@ -187,7 +187,7 @@ def axe(page, where):
 
 @pytest.fixture(scope="module")
 def jupyterlab(tmp_path_factory):
-    """A JupyterLab; gives its address and the folder of its notebooks."""
+    """A JupyterLab as `make lab` starts it: its address, its folder of notebooks."""
     pytest.importorskip("jupyterlab")
     tmp_path = tmp_path_factory.mktemp("jupyterlab")
     folder = tmp_path / "notebooks"
@@ -202,9 +202,10 @@ def jupyterlab(tmp_path_factory):
     command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
     command += ["--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}"]
     command += ["--LabApp.news_url=None", "--LabApp.extension_manager=readonly"]
+    command += re.findall(r"--ServerApp\S+", (ROOT / "Makefile").read_text())
     log = tmp_path / "lab.log"
     with log.open("w") as out:
-        server = subprocess.Popen(command, env=env, stdout=out, stderr=out)
+        server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out)
     address = f"http://127.0.0.1:{port}/"
     try:
         for _ in range(240):

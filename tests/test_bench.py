@@ -254,6 +254,8 @@ def test_the_peer_gan_crosses_or_does_not(images):
     assert len(missed["curve"]) == 1 + 2 * 3
     assert len(run(-1.0, part=5)["curve"]) == 1 + 2
     assert sorted(missed["curve"]) == missed["curve"], "time runs on"
+    spent = missed["spent"]
+    assert missed["curve"][-1][:2] == [round(spent[c], 3) for c in ("whole", "compute")]
     crossed = run(2.0)
     assert crossed["loss"] == 2.0 and len(crossed["curve"]) == 2
 
@@ -293,6 +295,24 @@ def test_gan_report_gives_ratios_and_warns():
     assert "WARNING" in gan.report(gan_result(after=120.0))
     missed = gan.report(gan_result(loss=gan.TARGET + 0.1))
     assert "free, end to end: no ratio" in missed
+
+
+def test_gan_report_says_where_the_peer_did_not_arrive():
+    result = gan_result()
+    spent = {"whole": 200.0, "compute": 150.0}
+    late = {"whole": None, "compute": None, "loss": 900.0, "spent": spent}
+    result["runs"]["peer"][0] = late
+    text = gan.report(result)
+    assert "not reached in 5 epochs, 1 of 2" in text
+    assert "same, end to end: at least 15.0 times faster (10.0 to 20.0)" in text
+    assert "at least" not in gan.report(gan_result())
+    assert gan.TARGET < gan_result()["judge"]["gaussian"]
+
+
+def test_the_judges_gaussian_stands_pixels_that_never_vary(images, monkeypatch):
+    monkeypatch.setattr(gan, "SAMPLES", 200)
+    found = gan.references(gan.Judge().requires_grad_(False), images, images)
+    assert found["gaussian"] > found["floor"] >= 0
 
 
 def test_stored_gan_result_is_of_this_bench():

@@ -5,15 +5,18 @@ compared with the committed weights, run by PyTorch.
 """
 
 import json
+import os
 import re
 import statistics
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from test_export import load_decoder
 
-from conftest import axe, end_kernels, run_cell
+from conftest import ROOT, axe, end_kernels, run_cell
 from genlib.export import run_onnx
 
 HOLDS_EXPLORER = 'data-widget="latent_explorer"'
@@ -336,6 +339,24 @@ decoder = nn.Sequential(*layers, nn.Unflatten(1, (1, 8, 8)))
 points, labels = 3 * torch.randn(60, 2), torch.arange(60) % 3
 """
 SHOW = "LatentExplorer(decoder, points, labels, ['a', 'b', 'c'])"
+
+
+def test_the_server_of_make_lab_sends_at_once(monkeypatch):
+    pytest.importorskip("jupyter_server")
+    monkeypatch.setenv("GENLIB_AT_ONCE", "")
+    sys.modules.pop("tools.lab", None)
+    from tools.lab import AtOnce, ZMQChannelsWebsocketConnection
+
+    makefile = (ROOT / "Makefile").read_text()
+    assert "kernel_websocket_connection_class=tools.lab.AtOnce" in makefile
+    called = []
+    parent, handler = ZMQChannelsWebsocketConnection, SimpleNamespace()
+    handler.set_nodelay = called.append
+    monkeypatch.setattr(parent, "connect", lambda self: called.append("connect"))
+    monkeypatch.setattr(AtOnce, "websocket_handler", handler)
+    AtOnce().connect()
+    assert called == [True, "connect"]
+    assert os.environ["GENLIB_AT_ONCE"] == "1", "its kernels' widgets know of it"
 
 
 def test_the_explorer_in_jupyterlab(notebook, jupyterlab):

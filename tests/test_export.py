@@ -15,7 +15,7 @@ from torch import nn
 
 from genlib.export import ExportError, export_onnx, export_program, run_onnx
 from genlib.live import Normal, Phase, Program
-from genlib.training import SGD
+from genlib.training import SGD, Adam
 from genlib.vae import (
     VAE,
     ConvDecoder,
@@ -242,6 +242,47 @@ def check_program(name, program, folder, live=LIVE):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_committed_programs_are_what_the_code_exports(name, tmp_path):
     check_program(name, build_program(name), tmp_path)
+
+
+def nodes(graph):
+    """A graph's operations, in order; those of its branches after their own."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from nodes(attribute.g)
+
+
+def test_a_step_is_said_in_quick_operations(tmp_path):
+    """The slow ones are left out; that the numbers stay, the export itself checks."""
+    import onnx
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 5))
+    table = torch.tensor([0.5, -1.0, 2.0])
+
+    def loss(z, k):
+        picked = table[(k > 0).long() + (k > 1).long()]
+        three = (z[:, None] @ z[:, :, None]).flatten()  # products of stacks stay
+        return (net(z).square().mean(1) * picked + three**3).mean()
+
+    program = Program(
+        {"net": net},
+        [Phase("f", "net", loss, Adam())],
+        {"z": Normal(6, 3), "k": Normal(6)},
+    )
+    export_program(program, tmp_path / "p.json")
+    graph = onnx.load(tmp_path / "p.step.onnx").graph
+    found = [node.op_type for node in nodes(graph)]
+    turned = {n.output[0] for n in nodes(graph) if n.op_type == "Transpose"}
+    products = [n for n in nodes(graph) if n.op_type == "Gemm"]
+    assert len(products) == 2 + 3 and found.count("MatMul") == 1
+    assert not turned & {name for node in products for name in node.input}
+    assert "Gather" in found and "GatherND" not in found
+    # The state is taken apart and put together once a call, not once a step
+    assert [node.op_type for node in graph.node] == ["Split", "Scan", "Concat"]
+    assert not any("state" in node.input for node in list(nodes(graph))[1:])
+    # Left: a cube and its slope, what squares have for a slope, Adam's two betas
+    assert found.count("Pow") <= 5
 
 
 def test_drift_of_a_program_is_caught(tmp_path):

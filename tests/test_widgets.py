@@ -307,6 +307,7 @@ def test_the_kernel_engine_and_the_queue(node):
       on: (event, f) => ((listeners[event] ??= new Set()).add(f)),
       off: (event, f) => listeners[event].delete(f),
       send: (content, callbacks, buffers) => sent.push([content, buffers]),
+      get: (name) => name === "at_once",
     };
     const fire = (event, ...args) => listeners[event].forEach((f) => f(...args));
     const engine = m.kernelEngine(model);
@@ -346,3 +347,32 @@ def test_the_kernel_engine_and_the_queue(node):
     assert.deepEqual(served, [1, 50], "only the newest wish waits");
     """
     run_module(node, STATIC / "engine.mjs", checks)
+
+
+def test_an_answer_is_asked_for_again_unless_the_server_sends_at_once(node):
+    checks = """
+    const words = async (atOnce) => {
+      const sent = [];
+      const model = {
+        on() {},
+        off() {},
+        get: (name) => (name === "at_once" ? atOnce : undefined),
+        send: (content) => sent.push("nudge" in content ? "nudge" : "run"),
+      };
+      const engine = m.kernelEngine(model);
+      engine.run({z: {data: Float32Array.of(1), shape: [1, 1]}});
+      await new Promise((done) => setTimeout(done, 60));
+      engine.close();
+      return sent;
+    };
+    assert.deepEqual(await words(false), ["run", "nudge"]);
+    assert.deepEqual(await words(true), ["run"]);
+    """
+    run_module(node, STATIC / "engine.mjs", checks)
+
+
+def test_widgets_learn_how_the_server_sends(monkeypatch):
+    monkeypatch.delenv("GENLIB_AT_ONCE", raising=False)
+    assert not make().at_once
+    monkeypatch.setenv("GENLIB_AT_ONCE", "1")
+    assert make().at_once

@@ -59,9 +59,10 @@ class PageWidget(anywidget.AnyWidget):
 
     module = ""
     spec = traitlets.Dict().tag(sync=True)
+    at_once = traitlets.Bool().tag(sync=True)  # how the server sends (see engine.mjs)
 
     def __init__(self, spec, live=None):
-        super().__init__(spec=spec)
+        super().__init__(spec=spec, at_once="GENLIB_AT_ONCE" in os.environ)
         self.live = live
         self.on_msg(self._answer)
 

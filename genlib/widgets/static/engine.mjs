@@ -69,10 +69,13 @@ export function kernelEngine(model) {
         open.set(id, { resolve, reject, timer });
         try {
           model.send({ run: id, inputs: shapes, call }, undefined, buffers);
-          // The notebook's server holds its answer back until the browser has
-          // acknowledged what it sent before (Nagle's algorithm), up to 40 ms; a word
-          // more carries that acknowledgement.
-          setTimeout(() => open.has(id) && model.send({ nudge: id }), 6);
+          // A server holds its answer back until the browser has acknowledged what it
+          // sent before (Nagle's algorithm), up to 40 ms; a word more carries that
+          // acknowledgement. The server of `make lab` does not wait, and there the
+          // word would only be work.
+          if (!model.get("at_once")) {
+            setTimeout(() => open.has(id) && model.send({ nudge: id }), 6);
+          }
         } catch {
           onLost(); // the channel to the kernel is closed
         }
