@@ -149,10 +149,10 @@ def last(page):
 
 
 def act(page, name):
-    """Press a button and wait for the frame that it leads to."""
-    count = page.evaluate("window.trained.length")
+    """Press one of the buttons of a step and wait for the frame after it."""
+    before = last(page)["step"]
     press(page, name)
-    wait(page, f"window.trained.length > {count}")
+    wait(page, f"window.trained.at(-1).step > {before}")
     return last(page)
 
 
@@ -647,7 +647,37 @@ def labs_of(site):
     )
 
 
+def clusters(points):
+    """How many of the ring's eight clusters hold 2 % of the points (N, 2) each."""
+    turn = torch.arange(8) * torch.pi / 4
+    centres = 2 * torch.stack((turn.cos(), turn.sin()), 1)
+    gap, nearest = torch.cdist(points, centres).min(1)
+    counts = torch.bincount(nearest[gap < 0.5], minlength=8)
+    return int((counts >= 0.02 * len(points)).sum())
+
+
+# Steps in the page, and what its views and the last metrics must then show.
+LEARNED = {
+    "data/mixture": (40, lambda view, last: last["log_likelihood"] > -2.7),
+    "gan/ring": (600, lambda view, last: clusters(view["fake"]) >= 7),
+    "stability/dirac": (150, lambda view, last: view["w"][3].norm() < 0.01),  # R1
+    "stability/grid": (800, lambda view, last: view["modes"] >= 12),
+    "training/digits": (200, lambda view, last: view["validation"] < 0.4),
+    "training/surface": (200, lambda view, last: last["Adam_height"] < 0.1),
+    "vae/train": (300, lambda view, last: last["loss"] < 170),
+}
+
+
+def test_what_learned_means_is_false_at_the_start():
+    for name, (_, learned) in LEARNED.items():
+        run = Run(build_program(name), seed=0)
+        metrics, _ = run.step(1)
+        last = dict(zip(run.program.metrics, metrics[-1].tolist(), strict=True))
+        assert not learned(run.view(), last), name
+
+
 def test_every_lab_of_the_book_trains_as_pytorch_does(visit, site, pages):
+    """The same first steps, and then it learns."""
     names = labs_of(site)
     if not names:
         pytest.skip("no chapter has a training lab")
@@ -670,9 +700,16 @@ def test_every_lab_of_the_book_trains_as_pytorch_does(visit, site, pages):
             np.testing.assert_allclose(
                 got, run.state, rtol=2e-3, atol=2e-4, err_msg=name
             )
+            enough, learned = LEARNED[name]
+            page.get_by_label("speed", exact=True).fill("5")
             press(page, "Start")
-            wait(page, "window.trained.at(-1).step > 8", timeout=90_000)
+            wait(page, f"window.trained.at(-1).step >= {enough}", timeout=120_000)
+            press(page, "Pause")
+            page.wait_for_timeout(500)
             assert status(page) == ""
+            _, got = state(page)
+            run.state = torch.from_numpy(got)
+            assert learned(run.view(), last(page)["metrics"]), name
             page.context.close()
 
 
