@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_export import build_program
+from test_gan import shares_of_the_ring
 
 from conftest import axe, end_kernels, run_cell
 from genlib.live import Run
@@ -649,19 +650,14 @@ def labs_of(site):
     )
 
 
-def clusters(points):
-    """How many of the ring's eight clusters hold 2 % of the points (N, 2) each."""
-    turn = torch.arange(8) * torch.pi / 4
-    centres = 2 * torch.stack((turn.cos(), turn.sin()), 1)
-    gap, nearest = torch.cdist(points, centres).min(1)
-    counts = torch.bincount(nearest[gap < 0.5], minlength=8)
-    return int((counts >= 0.02 * len(points)).sum())
+def seven_of_eight(points):
+    return (shares_of_the_ring(points) >= 0.02).sum() >= 7
 
 
 # Steps in the page, and what its views and the last metrics must then show.
 LEARNED = {
     "data/mixture": (40, lambda view, last: last["log_likelihood"] > -2.7),
-    "gan/ring": (600, lambda view, last: clusters(view["fake"]) >= 7),
+    "gan/ring": (600, lambda view, last: seven_of_eight(view["fake"])),
     "stability/dirac": (150, lambda view, last: view["w"][3].norm() < 0.01),  # R1
     "stability/grid": (800, lambda view, last: view["modes"] >= 12),
     "training/digits": (200, lambda view, last: view["validation"] < 0.4),
