@@ -29,6 +29,7 @@ from genlib.data import (
     available,
     batches,
     bits_per_dimension,
+    book_text,
     dequantize,
     digits,
     gaussian_log_prob,
@@ -819,6 +820,16 @@ def test_a_damaged_file_is_named_and_kept(origin, tmp_path, monkeypatch, damage)
     assert str(path) in str(caught.value)
     assert {p: p.read_bytes() for p in path.parent.iterdir()} == before
     assert len(load("mnist", "test")) == 3  # the other files still serve
+
+
+def test_the_books_own_text_is_frozen():
+    text = book_text()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest.startswith("2b38dce42f8ab57f"), (
+        "models and figures of the book depend on it"
+    )
+    assert text.isascii() and len(text) > 74_000 and len(set(text)) == 72
+    assert not set(text) & set("$\\{}<>_`"), "prose, not markup"
 
 
 @pytest.mark.parametrize("name", TEXTS)
