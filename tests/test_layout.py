@@ -75,7 +75,8 @@ def stem_problems(notebooks, modules, tests):
 
 
 def test_stems():
-    here = [p.stem for p in (ROOT / "genlib").iterdir() if not p.name.startswith("__p")]
+    inside = (p for p in (ROOT / "genlib").iterdir() if p.suffix in ("", ".py"))
+    here = [p.stem for p in inside if not p.name.startswith("__p")]
     problems = stem_problems(
         [path.stem for path in NOTEBOOKS],
         sorted(here),
