@@ -13,10 +13,13 @@ the other way round.
 """
 
 import math
+import re
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from genlib.training import fit, seed_everything
 
 # --- the idea -------------------------------------------------------------------------
 
@@ -288,7 +291,7 @@ def recall_loss(model, items, answers):
 
 @torch.no_grad()
 def recall_accuracy(model, n_pairs, count=500, n_keys=32, n_values=8, seed=0):
-    """Share of right answers when the pair stands 1, 2, ... n_pairs back: (n_pairs,)."""
+    """Share of right answers, the pair standing 1, 2, ... n_pairs back: (n_pairs,)."""
     generator = torch.Generator().manual_seed(seed)
     shares = []
     for distance in range(1, n_pairs + 1):
@@ -414,11 +417,10 @@ class RotaryAttention(MultiHeadAttention):
 
 
 class AttentionOnly(nn.Module):
-    """A model of the next token made of attention and nothing else.
+    """A model of the next token made of attention alone, without perceptrons.
 
-    Layers of `RotaryAttention`, each adding to what was there, without the perceptrons
-    of a Transformer: small enough to find out what each head does (Elhage et al. 2021,
-    "A Mathematical Framework for Transformer Circuits"). Token `vocab_size` fills up.
+    Each layer adds to what was there (Elhage et al. 2021, "A Mathematical Framework for
+    Transformer Circuits"). Token number `vocab_size` is padding.
     """
 
     def __init__(self, vocab_size, block_size=40, n_layer=2, n_head=4, n_embd=64):
@@ -438,16 +440,15 @@ class AttentionOnly(nn.Module):
         The switches are 1 or 0, numbers or (B, 1, 1, 1); `heads` (n_layer, n_head) or
         (B, n_layer, n_head) are gates. ValueError beyond block_size tokens.
         """
-        T, n_layer = idx.shape[1], len(self.layers)
+        T = idx.shape[1]
         if T > self.block_size:
             raise ValueError(f"{T} tokens; this model sees {self.block_size} at once")
-        mask = causal_mask(T, idx.device) | (causal == 0)
-        mask = mask & padding_mask(idx, self.pad)
+        mask = (causal_mask(T) | (causal == 0)) & padding_mask(idx, self.pad)
         cos, sin = rotary_table(T, self.width)
         turn = (1 + positions * (cos - 1), positions * sin)  # by no angle, if 0
         scale = self.width ** (-0.5 * scaled)
         if heads is None:
-            heads = torch.ones(n_layer, self.layers[0].n_head)
+            heads = torch.ones(len(self.layers), self.layers[0].n_head)
         x, weights = self.embed(idx), []
         for n, layer in enumerate(self.layers):
             gates = heads[..., n, :, None, None]
@@ -504,6 +505,54 @@ def repeat_loss(model, rows, period, **switches):
     t = torch.arange(1, rows.shape[1])
     told, new = t > period[:, None], t < period[:, None]
     return (surprise * new).sum() / new.sum(), (surprise * told).sum() / told.sum()
+
+
+def prose():
+    """The book's prose in 36 characters, its capitals and line breaks lost."""
+    from genlib.data import book_text
+
+    return re.sub("[^a-z,:;?'().-]+", " ", book_text().lower())
+
+
+def make_step(model, max_steps, lr=6e-3, **switches):
+    """A training step on rows (B, T + 1), for `genlib.training.fit`, in nats.
+
+    `switches` are those of `AttentionOnly.forward`.
+    """
+    adam = torch.optim.Adam(model.parameters(), lr, (0.9, 0.99))
+    plan = torch.optim.lr_scheduler.LambdaLR(
+        adam, lambda k: min(1, (k + 1) / 50) * max(0.05, 1 - k / max_steps)
+    )
+
+    def step(rows):
+        logits, _ = model(rows[:, :-1], **switches)  # (B, T, V)
+        loss = F.cross_entropy(logits.transpose(1, 2), rows[:, 1:])
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        plan.step()
+        return {"loss": loss}
+
+    return step
+
+
+def train_on_repeats(max_steps=900, batch_size=24, seed=0, **switches):
+    """A trained `AttentionOnly` of characters, its vocabulary, its text, its history.
+
+    The text is `prose`, as tokens (N,), cut by `repeats`. Some 15 s on one core.
+    """
+    text = prose()
+    chars = "".join(sorted(set(text)))
+    number = {c: i for i, c in enumerate(chars)}
+    idx = torch.tensor([number[c] for c in text])
+    generator = seed_everything(seed)
+    model = AttentionOnly(len(chars))
+    T = model.block_size + 1
+    batches = (
+        repeats(idx, len(chars), batch_size, T, generator)[0] for _ in range(max_steps)
+    )
+    history = fit(make_step(model, max_steps, **switches), batches, max_steps)
+    return model.eval().requires_grad_(False), chars, idx, history
 
 
 class Explorable(nn.Module):

@@ -18,7 +18,6 @@ MODULES = sorted((ROOT / "genlib").rglob("*.py"))
 # Modules that serve all chapters and have none of their own (yet).
 SUPPORT = {
     "__init__",
-    "attention",  # its chapter is to come
     "data",
     "exercises",
     "export",

@@ -137,8 +137,8 @@ class AttentionExplorer(PageWidget):
 
     def describe(self):
         return (
-            f"{self.spec['title']} Each small square is one head's map of the text: row "
-            "by row, how much each character looks at each other one."
+            f"{self.spec['title']} Each small square is one head's map of the text: "
+            "row by row, how much each character looks at each other one."
         )
 
     def poster(self):
