@@ -151,7 +151,7 @@ class AttentionExplorer(PageWidget):
 
         spec, text = self.spec, self.spec["texts"][0]
         n, layers, heads = len(text), spec["layers"], spec["heads"]
-        maps = self.run(self._feeds(text))["weights"][0, :, :n, :n]
+        maps = self.run(self._feeds(text))["weights"][0, :, :n, :n].sqrt().numpy()
         cmap = mpl.colors.LinearSegmentedColormap.from_list("look", RAMP)
         with mpl.rc_context(plot.STYLE):
             fig = Figure(figsize=(7.2, 4.2))
@@ -161,7 +161,7 @@ class AttentionExplorer(PageWidget):
             )
             for k in range(layers * heads):
                 ax = fig.add_subplot(grid[k % heads, k // heads])
-                ax.imshow(maps[k].sqrt(), cmap=cmap, vmin=0, vmax=1)
+                ax.imshow(maps[k], cmap=cmap, vmin=0, vmax=1)
                 ax.set(xticks=[], yticks=[])
                 ax.set_ylabel(
                     f"{k // heads + 1}.{k % heads + 1}", fontsize=8, rotation=0
@@ -169,7 +169,7 @@ class AttentionExplorer(PageWidget):
                 ax.yaxis.labelpad = 8
                 ax.spines[:].set_visible(True)
             ax = fig.add_subplot(grid[:, layers])
-            ax.imshow(maps[spec["start"]].sqrt(), cmap=cmap, vmin=0, vmax=1)
+            ax.imshow(maps[spec["start"]], cmap=cmap, vmin=0, vmax=1)
             letters = [c if c != " " else "\u2423" for c in text]
             ax.set_xticks(range(n), letters, fontsize=6.5)
             ax.set_yticks(range(n), letters, fontsize=6.5)
