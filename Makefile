@@ -62,9 +62,10 @@ test: check book ## everything: units, notebooks, the book in a browser
 	  --nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 300 \
 	  -n 2 --dist loadscope --durations 10
 
-bench: install ## measure genlib beside its peers (minutes; needs MNIST)
+bench: install ## measure genlib beside its peers (an hour; needs the data sets)
 	$(PY) -m bench.vae
 	$(PY) -m bench.gan
+	$(PY) -m bench.gpt
 	$(PY) tools/vendor.py
 	$(PY) -m bench.live
 	$(PY) -m bench.webgpu

@@ -13,9 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import gan, live
+from bench import gan, gpt, live
 from bench import vae as bench
 from conftest import require_or_skip
+from genlib.attention import future_leak
 from genlib.data import Images
 from genlib.gan import discriminator_loss, generator_loss
 from genlib.live import Normal, Phase, Program, Run, Slider
@@ -493,3 +494,91 @@ def test_webgpu_report_and_stored_result():
         slower = found["webgpu"].get("best", 1e9) / found["wasm"]["best"]
         assert slower > 1, "WebGPU is faster: give the page a path for this program"
         assert "does not run: T" in line or f"{slower:.0f} times" in line
+
+
+# --- GPT against the configuration of nanoGPT -----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def verse():
+    return gpt.Text("to be or not to be, that is the question. " * 300)
+
+
+def test_the_gpt_peer_is_the_published_configuration():
+    """0.80 million parameters, its schedule, and Hugging Face's GPT-2 less biases."""
+    peer = gpt.Peer(65, **gpt.SHAPE)
+    published = 4 * 12 * 128**2 + (65 + 64) * 128 + (2 * 4 + 1) * 128
+    assert sum(p.numel() for p in peer.parameters()) == published == 804_096
+    assert gpt.peer_rate(0) < 1.1e-5 and gpt.peer_rate(100) == pytest.approx(1e-3)
+    assert gpt.peer_rate(1050) == pytest.approx(5.5e-4)
+    assert gpt.peer_rate(2000) == pytest.approx(1e-4)
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=65,
+        n_positions=64,
+        n_embd=128,
+        n_layer=4,
+        n_head=4,
+        activation_function="gelu",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    reference = transformers.GPT2LMHeadModel(config).eval()
+    theirs = {"up": "mlp.c_fc", "down": "mlp.c_proj"}
+    theirs |= {"c_attn": "attn.c_attn", "c_proj": "attn.c_proj"}
+    weights = reference.transformer.state_dict()
+    for name in weights:
+        if name.endswith("bias"):
+            weights[name].zero_()
+    with torch.no_grad():
+        for name, p in peer.named_parameters():
+            *before, layer, kind = name.split(".")
+            value = weights[".".join((*before, theirs.get(layer, layer), kind))]
+            p.copy_(value.T if layer in theirs else value)
+        idx = torch.randint(65, (2, 64), generator=torch.Generator().manual_seed(0))
+        got, expected = peer(idx), reference(idx).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gpt_contenders_learn_and_stay_within_their_size(verse):
+    recipe = {"n_layer": 1, "n_head": 2, "n_embd": 8, "triples": 40, "steps": 40}
+    run = gpt.run("same", verse, 0, recipe, target=1.5)
+    assert run["loss"] < 1.2 and 0 < run["reached"] <= run["seconds"]
+    assert gpt.run("same", verse, 0, recipe, target=0.0)["reached"] is None
+    with pytest.raises(ValueError, match="same has .* at most 810000"):
+        gpt.run("same", verse, 0, recipe | {"n_embd": 512, "steps": 1})
+    peer = gpt.run_peer(verse, 0, steps=20)
+    assert len(peer["curve"]) == 4 and peer["loss"] < peer["curve"][0][1]
+
+
+def test_tables_of_characters_do_not_look_ahead():
+    torch.manual_seed(0)
+    config = gpt.modern(vocab_size=7, block_size=8, n_layer=1, n_head=2, n_embd=8)
+    model = gpt.GramGPT(config, triples=11)
+    for table in (model.pairs, model.triples):
+        torch.nn.init.normal_(table.weight)
+    idx = torch.randint(7, (3, 8))
+    assert future_leak(model, idx, (idx + 1) % 7) == 0
+    with torch.no_grad():
+        moved = model(idx) - model(torch.cat(((idx[:, :1] + 1) % 7, idx[:, 1:]), 1))
+    assert moved[:, 2].abs().max() > 0, "a triple reaches two back"
+
+
+def test_the_crossing_of_a_target_is_interpolated():
+    curve = [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]
+    assert gpt.crossing(curve, 1.5) == 2.5
+    assert gpt.crossing(curve, 3.5) == 1.0, "no better than the first look"
+
+
+def test_stored_gpt_result_is_of_this_bench():
+    stored = stored_result(gpt)
+    runs = stored["runs"]
+    assert list(runs) == ["peer", *gpt.RECIPES]
+    assert len({len(found) for found in runs.values()}) == 1
+    for name in gpt.RECIPES:
+        assert all(run["size"] <= gpt.LIMITS[name] for run in runs[name])
+        pairs = zip(runs["peer"], runs[name], strict=True)
+        assert all(run["loss"] <= peer["loss"] for peer, run in pairs)
+    text = gpt.report(stored)
+    assert "times faster" in text and "generating 255 characters" in text
