@@ -366,4 +366,5 @@ def test_the_explorer_in_jupyterlab(notebook, jupyterlab):
 
     # Without its kernel the explorer says so
     end_kernels(jupyterlab[0])
+    page.get_by_label("positions").uncheck()
     page.get_by_text("un this cell again").first.wait_for(timeout=15_000)
