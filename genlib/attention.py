@@ -375,7 +375,7 @@ def recall_panels(n_pairs=8, n_values=4):
     )
     look = panel(
         "Where the question looks",
-        heatmap("map", "mean weight", range=(-1, 1)),
+        heatmap("map", "mean weight"),
         extent=(0.5, n_pairs + 1.5, 0.5, edge),
         axes=("place that is looked at", "pairs back"),
         description="Mean attention weight from the question on each place, for each "

@@ -147,6 +147,7 @@ def test_what_is_typed_is_read_or_refused_in_words(node):
     assert.match(m.readText("a😀", spec).note, /“😀” is not/);
     const long = m.readText("abcdabcdab", spec).note;
     assert.match(long, /10 characters; this model sees 8 at once: leave out 2/);
+    assert.match(m.readText("abcdabcda", spec).note, /9 characters; .* leave out 1/);
     assert.match(m.readText("a", spec).note, /at least two/);
     assert.match(m.readText("", spec).note, /at least two/);
     const exact = {...spec, chars: "aB", lower: false};
