@@ -48,6 +48,7 @@ DECODERS = {"vae/digits": digits_decoder, "vae/glyphs": glyphs_decoder}
 PROGRAMS = {
     "data/mixture": "data.mixture_program",
     "gan/ring": "gan.toy_program",
+    "gpt/train": "gpt.page_program",
     "stability/dirac": "stability.dirac_program",
     "stability/grid": "stability.grid_program",
     "training/digits": "training.digits_program",

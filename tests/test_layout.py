@@ -22,7 +22,6 @@ SUPPORT = {
     "data",
     "exercises",
     "export",
-    "gpt",  # its chapter is to come
     "live",
     "plot",
     "transformer",  # its chapter is to come
