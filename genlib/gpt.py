@@ -821,6 +821,15 @@ class MuonAdam:
         return w - rate * step, (m, s)
 
 
+def check_vocabulary(gpt, chars):
+    """ValueError unless a model was built for a vocabulary of this size."""
+    if len(chars) != gpt.config.vocab_size:
+        raise ValueError(
+            f"the vocabulary has {len(chars)} characters; this model was built for "
+            f"{gpt.config.vocab_size}"
+        )
+
+
 # What the page's GPT reads: all that a plain keyboard writes
 PRINTABLE = Characters("\n" + "".join(map(chr, range(32, 127))))
 
@@ -839,6 +848,7 @@ def page_program(text=None, chars=PRINTABLE, config=None, batch=16):
 
     sizes = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 64}
     gpt = GPT(config or modern(vocab_size=len(chars), fused=False, **sizes))
+    check_vocabulary(gpt, chars)
     idx = torch.tensor(chars.encode(book_text() if text is None else text))
     T = gpt.config.block_size
     check_text(idx, T)

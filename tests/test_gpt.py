@@ -659,7 +659,8 @@ def program():
     text = "a rose is a rose is a rose. " * 12
     torch.manual_seed(0)
     sizes = {"vocab_size": 8, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
-    return page_program(text, config=modern(**sizes, fused=False), batch=4)
+    config = modern(**sizes, fused=False)
+    return page_program(text, Characters(text), config, batch=4)
 
 
 def test_the_page_trains_a_gpt_with_pytorchs_numbers(program, tmp_path):
@@ -731,8 +732,10 @@ def test_the_program_is_the_chapters_step(program):
     assert larger.outputs["next"] == (32, 12) and larger.texts["text"] == letters.chars
     with pytest.raises(ValueError, match="18 tokens; windows of 32"):
         page_program("to be or not to be")
+    with pytest.raises(ValueError, match="96 characters; this model was built for 8"):
+        page_program("to be or not to be", config=gpt.config)
     run.step(60, lr=0.02)
-    assert run.step(1)[0].item() < 1.0
+    assert run.step(1)[0][0, 0].item() < 1.0
 
 
 def write_with(step, idx, config):

@@ -469,11 +469,11 @@ def test_a_pasted_text_is_taken_or_refused_with_the_reason(node):
 def test_a_panel_of_text_draws_as_python_does(node):
     script = """
     const probs = Float64Array.of(0.1, 0.2, 0.4, 0.3);
-    out.picked = Array.from({length: 99}, (_, i) => m.pick(probs, 0.5, (i + 0.5) / 99));
+    out.picked = Array.from({length: 99}, (_, i) => m.pick(probs, 0.5, (i + 0.4) / 99));
     """
     out = evaluate(node, STATIC / "text_panel.mjs", script)
     sharp = torch.tensor([0.1, 0.2, 0.4, 0.3]).double() ** 2
-    u = (torch.arange(99) + 0.5) / 99
+    u = (torch.arange(99) + 0.4) / 99
     expected = (sharp.cumsum(0) > u[:, None] * sharp.sum()).int().argmax(1)
     assert out["picked"] == expected.tolist()
 

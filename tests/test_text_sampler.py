@@ -134,7 +134,7 @@ def test_the_stored_form_is_stable_and_described(tmp_path, monkeypatch):
     text = widget._repr_mimebundle_()[0]["text/html"]
     assert text == widget._html() and "Ten &lt;letters&gt;" in text
     assert 'data-live="toy/writer"' in text and "bars of the 10 likeliest" in text
-    assert repr(widget) == "TextSampler(toy/writer: 1,664 parameters, 10 characters)"
+    assert repr(widget) == "TextSampler(toy/writer: 1,656 parameters, 10 characters)"
 
 
 def test_a_heavy_export_is_refused(tmp_path, monkeypatch):

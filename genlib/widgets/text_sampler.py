@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 from genlib.export import MAX_WEIGHT, export_onnx
-from genlib.gpt import NextToken, check_sampling, next_token_probs
+from genlib.gpt import (
+    NextToken,
+    check_sampling,
+    check_vocabulary,
+    next_token_probs,
+)
 from genlib.live import _MASK, uniform_noise
 from genlib.widgets.base import PageWidget, join_module, live_folder, read_styles
 from genlib.widgets.poster import small_png
@@ -56,11 +61,7 @@ class TextSampler(PageWidget):
         top_p=1.0,
     ):
         check_sampling(temperature, top_k, top_p)
-        if len(chars) != gpt.config.vocab_size:
-            raise ValueError(
-                f"the vocabulary has {len(chars)} characters; this model was built for "
-                f"{gpt.config.vocab_size}"
-            )
+        check_vocabulary(gpt, chars)
         if gpt.config.fused:
             raise ValueError("a page needs a GPT built with fused=False")
         if not prompt:
@@ -178,7 +179,7 @@ class TextSampler(PageWidget):
             top.axis("off")
             lines = textwrap.fill(" ".join(text.split()), 72)
             top.text(0, 1, lines, va="top", family="monospace", size=9.5)
-            bottom.bar(names, probs[order], color=plot.PALETTE[0])
+            bottom.bar(names, probs[order].tolist(), color=plot.PALETTE[0])
             bottom.set(title=f"Next after “{prompt}”", ylabel="probability")
             png = small_png(fig)
         return png, (

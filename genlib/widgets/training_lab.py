@@ -318,11 +318,11 @@ def _vocabulary(program, table):
 
 def _with_texts(program, p):
     """A panel whose layers of text know their vocabulary and how they begin."""
-    if not any(layer["mark"] == "text" for layer in p["layers"]):
+    texts = [layer for layer in p["layers"] if layer["mark"] == "text"]
+    if not texts:
         return p
-    [*others, layer] = p["layers"]
-    name = layer["table"]
-    if others or name not in program.texts:
+    layer, name = texts[0], texts[0]["table"]
+    if len(p["layers"]) > 1 or name not in program.texts:
         raise ValueError(
             f"panel {p['title']!r}: a text stands alone in its panel, and its table is "
             f"one of texts ({', '.join(program.texts) or 'none'}), not {name!r}"

@@ -2,13 +2,13 @@
 import { h } from "./dom.mjs";
 import { charactersOf, listUnknown, windowsOf } from "./text.mjs";
 
-const MOST = 300_000; // characters; of a longer text the beginning is taken
+const MOST_PASTED = 300_000; // characters; of a longer text the beginning is taken
 
 // The text -> {rows, note} with what the reader should know, or {rows: null, note}
 export function readText(text, chars, width) {
-  const { tokens, unknown } = charactersOf(text.slice(0, MOST), chars);
+  const { tokens, unknown } = charactersOf(text.slice(0, MOST_PASTED), chars);
   const notes = [];
-  if (text.length > MOST) notes.push(`Only the first ${MOST.toLocaleString("en-GB")} characters are taken.`);
+  if (text.length > MOST_PASTED) notes.push(`Only the first ${MOST_PASTED.toLocaleString("en-GB")} characters are taken.`);
   if (unknown.size) notes.push(`Left out, as the model has no number for them: ${listUnknown(unknown)}.`);
   const rows = windowsOf(tokens, width);
   if (!rows) {
