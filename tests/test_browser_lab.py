@@ -735,7 +735,7 @@ def open_writer(visit, site, pages):
         others = '.gl-live:not([data-live="gpt/train"])'
         page.locator(others).evaluate_all("(all) => all.forEach((e) => e.remove())")
         page.locator(".gl-start").click()
-        page.locator(".gl-lab").wait_for(timeout=30_000)
+        wait(page, "window.trained.length > 0", 60_000)
         return page
 
     return open_page

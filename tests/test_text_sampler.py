@@ -350,7 +350,7 @@ def test_settings_act_on_the_bars_at_once(open_sampler):
         np.testing.assert_allclose(got["after"], expected, atol=1e-5)
         np.testing.assert_allclose(got["before"], logits[0].softmax(0), atol=1e-5)
         best = int(expected.argmax())
-        label = page.locator(".gl-token").first.get_attribute("aria-label")
+        label = page.locator(".gl-token .gl-hidden").first.text_content()
         shown = float(re.search(r"with the settings ([\d.]+)", label)[1])
         assert shown == pytest.approx(100 * expected[best].item(), abs=0.51)
         press(page, "Default settings")

@@ -1,7 +1,7 @@
 // A panel of a training lab in which the present model writes: with each picture one
 // token more, drawn from the probabilities that the view gave for the text so far.
 import { h } from "./dom.mjs";
-import { key as streamKey, uniform } from "./noise.mjs";
+import { key, uniform } from "./noise.mjs";
 
 const KEPT = 420; // characters that stay in sight
 
@@ -50,7 +50,7 @@ export function makeTextPanel(spec, more) {
       const { data, shape } = outputs[layer.value];
       const probs = data.subarray((shape[0] - 1) * shape[1], shape[0] * shape[1]);
       count += 1;
-      const token = pick(probs, layer.temperature, uniform(streamKey(seed, "written", count), 0));
+      const token = pick(probs, layer.temperature, uniform(key(seed, "written", count), 0));
       tokens = [...tokens.slice(1), token];
       written = (written + chars[token]).slice(-KEPT);
       fresh = true;

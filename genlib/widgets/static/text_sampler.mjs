@@ -4,7 +4,7 @@
 import { makeSlider, plain, typed } from "./controls.mjs";
 import { LostKernel, kernelEngine, newestOnly } from "./engine.mjs";
 import { h } from "./dom.mjs";
-import { key as streamKey, uniform } from "./noise.mjs";
+import { key, uniform } from "./noise.mjs";
 import { charactersOf, listUnknown } from "./text.mjs";
 
 const PAUSE_MS = 90; // between two tokens that are written by themselves
@@ -142,10 +142,11 @@ function render({ model, el }) {
   el.append(root);
 
   function makeBar() {
-    const name = h("span", { class: "gl-char" });
+    const words = h("span", { class: "gl-hidden" });
+    const name = h("span", { class: "gl-char", "aria-hidden": "true" });
     const [before, after] = [h("span", { class: "gl-before" }), h("span", { class: "gl-after" })];
-    const numbers = h("span", { class: "gl-numbers" });
-    const element = h("button", { type: "button", class: "gl-token" }, name, h("span", { class: "gl-track", "aria-hidden": "true" }, before, after), numbers);
+    const numbers = h("span", { class: "gl-numbers", "aria-hidden": "true" });
+    const element = h("button", { type: "button", class: "gl-token" }, words, name, h("span", { class: "gl-track", "aria-hidden": "true" }, before, after), numbers);
     const bar = { element, token: null };
     element.addEventListener("click", () => bar.token !== null && choose(bar.token));
     bar.show = (label, said, p, q, token) => {
@@ -156,8 +157,7 @@ function render({ model, el }) {
       after.hidden = q === 0;
       numbers.textContent = `${percent(p)} → ${percent(q)}`;
       element.classList.toggle("gl-out", q === 0);
-      element.setAttribute("aria-label", `${said}: ${percent(p)} per cent, with the settings ${percent(q)}`);
-      element.hidden = false;
+      words.textContent = `${said}: ${percent(p)} per cent, with the settings ${percent(q)}`;
     };
     return bar;
   }
@@ -246,7 +246,7 @@ function render({ model, el }) {
     if (broken || prompt.length === 0) return null;
     await ask();
     if (!read.logits || read.tokens.length !== tokens().length) return null;
-    const u = uniform(streamKey(seed, "token", written.length + 1), 0);
+    const u = uniform(key(seed, "token", written.length + 1), 0);
     const token = drawToken(nextProbs(read.logits, settings), u);
     await append(token);
     if (!writing) live.textContent = `Drawn: ${sayName(chars[token])}.`;
