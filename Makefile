@@ -67,6 +67,7 @@ bench: install ## measure genlib beside its peers (minutes; needs MNIST)
 	$(PY) -m bench.gan
 	$(PY) tools/vendor.py
 	$(PY) -m bench.live
+	$(PY) -m bench.webgpu
 
 repository: install ## set the repository's address everywhere: URL=https://host/owner/name
 	$(PY) -m tools.repository "$(URL)"

@@ -602,6 +602,7 @@ def make_step(gpt, max_steps, lr=1e-3, muon=None, warmup=0.1):
     """The training step of a run of `max_steps`: step((idx, targets)) -> metrics.
 
     For `genlib.training.fit`. Rates rise in the first share `warmup`, then fall to 0.
+    `step.objects` is what a `Checkpoint` has to keep beside the model.
     """
     optimizers = make_optimizers(gpt, lr, muon)
     schedules = [
@@ -624,6 +625,8 @@ def make_step(gpt, max_steps, lr=1e-3, muon=None, warmup=0.1):
             schedule.step()
         return {"loss": loss}
 
+    kept = (*optimizers, *schedules)
+    step.objects = {f"{type(x).__name__}_{i}": x for i, x in enumerate(kept)}
     return step
 
 

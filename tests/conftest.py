@@ -27,12 +27,15 @@ SITE = ROOT / "_build" / "html"
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 # the sandbox needs rights that a container's root has not
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-# What the widgets of a page have shown: the explorer's frames, the lab's
+# What the widgets of a page have shown: the explorers' frames, the lab's
 RECORD = """
 window.seen = [];
 window.trained = [];
+window.looked = [];
 document.addEventListener("genlib:frame", ({detail: {z, image, ms}}) =>
   window.seen.push({z, image: [...image], ms}));
+document.addEventListener("genlib:attention", ({detail}) =>
+  window.looked.push(detail));
 document.addEventListener("genlib:lab", ({detail}) => window.trained.push(detail));
 """
 BROWSERS = (

@@ -8,23 +8,38 @@ import torch.nn.functional as F
 from torch import nn
 
 from genlib.attention import (
+    AttentionOnly,
+    Explorable,
     LearnedPositions,
     MultiHeadAttention,
+    RecurrentMemory,
     attention,
     causal_mask,
     frequencies,
     future_leak,
+    head_scores,
+    make_step,
     merge_heads,
     padding_mask,
+    prose,
+    recall_accuracy,
+    recall_from_noise,
+    recall_loss,
     recall_models,
+    recall_panels,
+    recall_program,
     recall_task,
+    repeat_loss,
+    repeats,
     rotary_table,
     rotate,
     sinusoidal,
     sinusoidal_shift,
     size,
     split_heads,
+    train_on_repeats,
 )
+from genlib.live import Run
 
 
 def draw(*shape, seed=0, **options):
@@ -327,3 +342,233 @@ def test_attention_recalls_what_a_recurrent_memory_of_its_size_loses():
         items, answers, _ = recall_task(1000, 12, generator=generator)
         shares.append((model(items).argmax(1) == answers).float().mean().item())
     assert shares[0] > 0.99 and shares[1] < 0.5
+
+
+def test_accuracy_is_told_by_distance():
+    class Listens(nn.Module):
+        """Knows the last two pairs and nothing else."""
+
+        def forward(self, items):
+            keys, values, asked = (
+                items[:, -3:-1, 0],
+                items[:, -3:-1, 1],
+                items[:, -1:, 0],
+            )
+            logits = torch.zeros(len(items), 8)
+            for pair in (0, 1):
+                known = keys[:, pair] == asked[:, 0]
+                logits[known, values[known, pair]] = 9.0
+            logits[:, 0] += 1.0  # else it says 0
+            return logits
+
+    shares = recall_accuracy(Listens(), 5)
+    assert shares[:2].eq(1).all() and (shares[2:] < 0.25).all()
+    items, answers, _ = recall_task(400, 2, generator=torch.Generator().manual_seed(0))
+    found = recall_loss(Listens(), items, answers)
+    assert found["accuracy"] == 1
+    torch.testing.assert_close(
+        found["loss"], F.cross_entropy(Listens()(items), answers)
+    )
+
+
+def test_noise_makes_the_same_task():
+    items, answers = recall_from_noise(draw(600, 10), draw(600, 6, seed=1), 4)
+    assert items.shape == (600, 7, 2) and answers.shape == (600,)
+    for i, (row, answer) in enumerate(
+        zip(items.tolist(), answers.tolist(), strict=True)
+    ):
+        *pairs, (key, blank) = row
+        assert blank == 4 and pairs[i % 6] == [key, answer]
+        assert len({k for k, _ in pairs}) == 6
+    for counts, each in (
+        (items[:, :-1, 0].flatten().bincount(minlength=10), 360),
+        (items[:, :-1, 1].flatten().bincount(minlength=4), 900),
+    ):
+        assert (counts / each - 1).abs().max() < 0.15, "all equally often"
+
+
+def test_the_lab_sets_both_the_same_task_and_shows_it_by_distance():
+    program = recall_program(n_pairs=5, n_keys=8)
+    assert program.metrics == [
+        f"{name}_{what}"
+        for name in ("attention", "GRU")
+        for what in ("loss", "accuracy")
+    ]
+    shapes = {"attention": (5,), "GRU": (5,), "map": (5, 6)}
+    assert program.outputs == shapes
+    run = Run(program, seed=0)
+    metrics, _ = run.step(150)
+    view = run.view()
+    assert view["attention"].min() > 0.95 and view["GRU"].max() < 0.9
+    torch.testing.assert_close(view["map"].sum(1), torch.ones(5))
+    # Row d - 1 is of the pair d back, which stands at place 5 - d
+    assert view["map"].argmax(1).tolist() == [4, 3, 2, 1, 0]
+    assert metrics[-1, 1] > 0.95
+    panels, plots = recall_panels(5)
+    assert panels[1]["extent"] == [0.5, 6.5, 0.5, 5.5] and len(plots) == 2
+
+
+def test_the_page_draws_the_recurrent_unit_as_torch_does():
+    memory = RecurrentMemory(32, 26)
+    for weight in memory.gru.parameters():
+        assert weight.std().item() == pytest.approx(weight.init_std, rel=0.25)
+    assert memory.gru.weight_hh_l0.std().item() == pytest.approx(
+        memory.gru.weight_hh_l0.init_std, rel=0.05
+    )
+
+
+# --- the small language model ---------------------------------------------------------
+
+
+def small(seed=0, **sizes):
+    torch.manual_seed(seed)
+    sizes = {"block_size": 12, "n_layer": 2, "n_head": 2, "n_embd": 16} | sizes
+    return AttentionOnly(7, **sizes).eval()
+
+
+def tokens(*shape, seed=0, high=7):
+    return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_each_layer_is_rotary_attention_after_a_norm():
+    model, idx = small(), tokens(3, 9)
+    logits, weights = model(idx)
+    x, turn = model.embed(idx), rotary_table(9, 8)
+    for norm, layer in zip(model.norms, model.layers, strict=False):
+        z = norm(x)
+        q, k, v = (split_heads(f(z), 2) for f in (layer.q, layer.k, layer.v))
+        q, k = rotate(q, *turn), rotate(k, *turn)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + layer.out(merge_heads(y))
+    torch.testing.assert_close(logits, model.readout(model.norms[-1](x)))
+    assert weights.shape == (3, 2, 2, 9, 9)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 2, 9))
+    with pytest.raises(ValueError, match="13 tokens; this model sees 12"):
+        model(tokens(1, 13))
+
+
+def test_the_small_model_sees_no_future_unless_it_is_told_to():
+    model, idx = small(), tokens(3, 9)
+    changed = (idx + 1) % 7
+    assert future_leak(lambda x: model(x)[0], idx, changed) < 1e-6
+    assert future_leak(lambda x: model(x, causal=0)[0], idx, changed) > 1e-3
+
+
+def test_the_switches_do_what_they_say():
+    model, idx = small(), tokens(3, 9)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    plain = model(idx, causal=0, positions=0)[0]
+    torch.testing.assert_close(
+        model(idx[:, order], causal=0, positions=0)[0], plain[:, order]
+    )
+    assert not torch.allclose(model(idx[:, order], causal=0)[0], plain[:, order])
+    sharp = small()
+    with torch.no_grad():  # without the scale: as if queries were sqrt(d) longer
+        for layer in sharp.layers:
+            layer.q.weight *= 8**0.5
+    torch.testing.assert_close(model(idx, scaled=0)[0], sharp(idx)[0])
+    silent = small()
+    with torch.no_grad():  # head 2 of layer 1 says nothing
+        silent.layers[0].out.weight[:, 8:] = 0
+    gates = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    torch.testing.assert_close(model(idx, heads=gates)[0], silent(idx)[0])
+
+
+def test_a_batch_may_hold_different_switches_and_padding():
+    model = small()
+    idx = torch.full((2, 12), model.pad)
+    idx[:, :9] = tokens(1, 9)
+    explorable = Explorable(model)
+    assert (explorable.n_layer, explorable.n_head, explorable.block_size) == (2, 2, 12)
+    switches = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    heads = torch.tensor([[1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
+    weights, probs = explorable(idx.float(), switches, heads)
+    for i, (causal, scaled, positions) in enumerate(switches.tolist()):
+        logits, alone = model(
+            idx[i : i + 1, :9], causal, scaled, positions, heads[i].view(2, 2)
+        )
+        torch.testing.assert_close(probs[i, :9], logits[0].softmax(-1))
+        torch.testing.assert_close(weights[i, :, :9, :9], alone[0].flatten(0, 1))
+        assert weights[i, :, :, 9:].eq(0).all(), "nobody looks at padding"
+
+
+def test_repeats_repeat():
+    text = torch.arange(500) % 36
+    generator = torch.Generator().manual_seed(0)
+    rows, period = repeats(text, 36, 300, 41, generator)
+    assert rows.shape == (300, 41) and period.unique().tolist() == list(range(5, 19))
+    for row, p in zip(rows, period.tolist(), strict=True):
+        assert torch.equal(row[p:], row[:-p])
+        assert len(row[:p].unique()) == p, "an alphabet, or a text without repetition"
+    in_order = ((rows[:, 1] - rows[:, 0]) % 36 == 1) & (
+        (rows[:, 2] - rows[:, 1]) % 36 == 1
+    )
+    assert 0.4 < in_order.float().mean() < 0.6, "half of the pieces are of the text"
+    assert not ((rows - rows[:, :1]) == 0).all()
+
+
+def test_scores_tell_the_two_habits_apart():
+    rows, period = repeats(torch.arange(99) % 36, 36, 50, 30, None)
+    T = 30
+    before = torch.eye(T).roll(-1, 1)  # row t has its one at t - 1
+    before[0] = torch.eye(T)[0]
+    copies = torch.zeros(50, T, T)
+    for i, p in enumerate(period.tolist()):
+        for t in range(T):
+            copies[i, t, t - p + 1 if t >= p else t] = 1
+    weights = torch.stack((before.expand(50, T, T), copies), 1)[:, None]
+    looks_before, looks_on = head_scores(weights, period)
+    torch.testing.assert_close(looks_before[0, 0], torch.tensor(1.0))
+    torch.testing.assert_close(looks_on[0, 1], torch.tensor(1.0))
+    assert looks_before[0, 1] < 0.1 and looks_on[0, 0] < 0.1
+
+
+def test_surprise_is_told_apart_by_what_was_told():
+    rows, period = repeats(torch.arange(99) % 36, 36, 40, 30, None)
+
+    class Copies:
+        """Foretells by the period, and nothing in the first round."""
+
+        def __call__(self, idx):
+            logits = torch.zeros(*idx.shape, 36)
+            for i, p in enumerate(period.tolist()):
+                for t in range(p, idx.shape[1]):
+                    logits[i, t, rows[i, t + 1 - p]] = 30.0
+            return logits, None
+
+    new, told = repeat_loss(Copies(), rows, period)
+    assert new.item() == pytest.approx(math.log(36), abs=1e-4) and told < 1e-4
+
+
+def test_the_books_prose_has_36_characters():
+    text = prose()
+    assert len(set(text)) == 36 and len(text) > 70_000 and "  " not in text
+    assert text == text.lower() and text.count("the") > 300
+
+
+def test_a_step_warms_up_and_cools_down():
+    model = small()
+    step = make_step(model, 100, lr=1e-2)
+    before = model.readout.weight.clone()
+    rows = tokens(4, 11)
+    assert step(rows)["loss"].item() == pytest.approx(math.log(7), abs=0.7)
+    first = (model.readout.weight - before).abs().max().item()
+    assert first == pytest.approx(1e-2 / 50, rel=0.01), "Adam's first step is the rate"
+    losses = [step(rows)["loss"].item() for _ in range(60)]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_training_finds_the_two_heads():
+    """The chapter's claim, with another seed and fewer steps."""
+    model, chars, text, history = train_on_repeats(400, seed=3)
+    assert history.steps == 400 and not model.training
+    rows, period = repeats(text, len(chars), 100, 41, torch.Generator().manual_seed(1))
+    before, copied = head_scores(model(rows[:, :-1])[1], period)
+    assert before[0].max() > 0.4 and copied[1].max() > 0.25
+    assert copied[0].max() < 0.2
+    new, told = repeat_loss(model, rows, period)
+    assert told < 0.8 < 2.5 < new
+    for layer in (0, 1):
+        gates = torch.ones(2, 4)
+        gates[layer] = 0
+        assert repeat_loss(model, rows, period, heads=gates)[1] > 2

@@ -87,7 +87,7 @@ def test_nothing_is_loaded_before_start_nor_without_a_widget(visit, site, pages,
     page.wait_for_load_state("networkidle")
     loaded = page.evaluate("performance.getEntriesByType('resource').map(e => e.name)")
     assert any("page/mount.mjs" in name for name in loaded)
-    heavy = re.compile(r"\.onnx|\.wasm|/live/|vendor/ort|latent_explorer|training_lab")
+    heavy = re.compile(r"\.onnx|\.wasm|/live/|vendor/ort|_explorer|training_lab")
     assert not [name for name in loaded if heavy.search(name)]
     for path in pages:
         text = (site / path).read_text(encoding="utf-8")

@@ -660,6 +660,7 @@ def seven_of_eight(points):
 
 # Steps in the page, and what its views and the last metrics must then show.
 LEARNED = {
+    "attention/recall": (200, lambda view, last: view["attention"].min() > 0.9),
     "data/mixture": (40, lambda view, last: last["log_likelihood"] > -2.7),
     "gan/ring": (600, lambda view, last: seven_of_eight(view["fake"])),
     # from 6.6 bits; a model of single letters needs 4.5

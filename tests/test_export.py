@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from genlib.attention import AttentionOnly, Explorable
 from genlib.export import ExportError, export_onnx, export_program, run_onnx
 from genlib.live import Normal, Phase, Program
 from genlib.training import SGD, Adam
@@ -44,8 +45,19 @@ def glyphs_decoder():
 
 DECODERS = {"vae/digits": digits_decoder, "vae/glyphs": glyphs_decoder}
 
+
+def attention_explorer():
+    return Explorable(AttentionOnly(36))
+
+
+EXPLORERS = {"attention/explorer": attention_explorer}
+
+# Models whose code tests/test_text_sampler.py compares with what is committed.
+WRITERS = ("gpt/writer",)
+
 # The functions of the library that build each program in book/live.
 PROGRAMS = {
+    "attention/recall": "attention.recall_program",
     "data/mixture": "data.mixture_program",
     "gan/ring": "gan.toy_program",
     "gpt/train": "gpt.page_program",
@@ -59,7 +71,7 @@ PROGRAMS = {
 
 def load_decoder(name):
     """Build the model `name` from present code, with its committed weights."""
-    model = DECODERS[name]().eval()
+    model = (DECODERS | EXPLORERS)[name]().eval()
     model.load_state_dict(load_file(LIVE / f"{name}.safetensors"))
     return model.requires_grad_(False)
 
@@ -169,12 +181,9 @@ def check_live(name, model, folder, live=LIVE):
     assert manifest["sha256"] == digest, f"{name}.json belongs to another {name}.onnx"
     assert manifest["onnx"] == committed.name
 
-    size = manifest["inputs"]["z"][1]
-    spec = manifest["spec"]
-    assert len(spec["ranges"]) == size and len(spec["points"]) == len(spec["labels"])
-    z = torch.tensor(spec["points"][:50])
+    feeds = example_feeds(manifest)
     path = folder / "again.onnx"
-    again = export_onnx(model, {"z": z}, path, list(manifest["outputs"]))
+    again = export_onnx(model, feeds, path, list(manifest["outputs"]))
     assert {k: again[k] for k in ("inputs", "outputs")} == {
         k: manifest[k] for k in ("inputs", "outputs")
     }
@@ -190,10 +199,31 @@ def check_live(name, model, folder, live=LIVE):
         assert weights[0].keys() == weights[1].keys()
         for key, value in weights[0].items():
             np.testing.assert_array_equal(value, weights[1][key], err_msg=key)
-    for key, value in run_onnx(committed, {"z": z}).items():
+    for key, value in run_onnx(committed, feeds).items():
         np.testing.assert_allclose(
-            value, run_onnx(path, {"z": z})[key], atol=1e-6, err_msg=f"{name}: {key}"
+            value, run_onnx(path, feeds)[key], atol=1e-6, err_msg=f"{name}: {key}"
         )
+
+
+def example_feeds(manifest):
+    """Something that the page would ask: points of the map, or the texts to pick."""
+    spec = manifest["spec"]
+    if manifest["widget"] == "attention_explorer":
+        T, count, n = spec["block"], spec["layers"] * spec["heads"], len(spec["texts"])
+        assert manifest["inputs"] == {
+            "idx": ["batch", T],
+            "switches": ["batch", 3],
+            "heads": ["batch", count],
+        }
+        idx = torch.full((n, T), float(len(spec["chars"])))
+        for row, text in zip(idx, spec["texts"], strict=True):
+            row[: len(text)] = torch.tensor([spec["chars"].index(c) for c in text])
+        generator = torch.Generator().manual_seed(0)
+        on = torch.randint(2, (n, 3 + count), generator=generator).float()
+        return {"idx": idx, "switches": on[:, :3], "heads": on[:, 3:]}
+    assert len(spec["ranges"]) == manifest["inputs"]["z"][1]
+    assert len(spec["points"]) == len(spec["labels"])
+    return {"z": torch.tensor(spec["points"][:50])}
 
 
 def test_each_live_model_has_its_files_and_its_code():
@@ -201,7 +231,8 @@ def test_each_live_model_has_its_files_and_its_code():
     expected = {
         f"{name}{suffix}"
         for names, suffixes in (
-            (DECODERS, (".onnx", ".json", ".safetensors")),
+            (DECODERS | EXPLORERS, (".onnx", ".json", ".safetensors")),
+            (WRITERS, (".onnx", ".json", ".safetensors")),
             (PROGRAMS, (".step.onnx", ".view.onnx", ".json")),
         )
         for name in names
@@ -210,7 +241,7 @@ def test_each_live_model_has_its_files_and_its_code():
     assert files == expected
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", DECODERS | EXPLORERS)
 def test_what_is_committed_is_what_the_code_exports(name, tmp_path):
     check_live(name, load_decoder(name), tmp_path)
 
@@ -307,8 +338,8 @@ def test_drift_is_caught(tmp_path):
     live = tmp_path / "live"
     model = random_decoder("mlp")
     spec = {"ranges": [[-1, 1]] * 2, "points": [[0.1, 0.2]] * 50, "labels": [0] * 50}
-    files = live / "m.onnx"
-    export_onnx(model, {"z": torch.randn(2, 2)}, files, ["x"], {"spec": spec})
+    files, page = live / "m.onnx", {"spec": spec, "widget": "latent_explorer"}
+    export_onnx(model, {"z": torch.randn(2, 2)}, files, ["x"], page)
     check_live("m", model, tmp_path, live)
 
     other = nn.Sequential(model[0], nn.Tanh())  # the code has changed

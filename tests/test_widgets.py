@@ -353,6 +353,18 @@ def test_the_kernel_engine_and_the_queue(node):
     for (wish = 1; wish < 50; wish += 1) ask();
     await new Promise((done) => setTimeout(done, 40));
     assert.deepEqual(served, [1, 50], "only the newest wish waits");
+
+    let [running, most] = [0, 0];
+    served.length = 0;
+    const askTwo = m.newestOnly(async () => {
+      served.push(wish);
+      most = Math.max(most, (running += 1));
+      await new Promise((done) => setTimeout(done, 5));
+      running -= 1;
+    }, engine.lanes);
+    for (wish = 1; wish < 50; wish += 1) askTwo();
+    await new Promise((done) => setTimeout(done, 40));
+    assert.deepEqual([served, most], [[1, 2, 50], 2], "two on their way at most");
     """
     run_module(node, STATIC / "engine.mjs", checks)
 

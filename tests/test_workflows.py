@@ -102,12 +102,12 @@ def test_ci_run_installs_what_is_missing_and_requires_all(tmp_path):
     assert log.read_text().splitlines() == [
         "apt-get update",
         "apt-get install -y --no-install-recommends chromium",
-        "make test browser,data true",
+        "make test browser,data,scale true",
     ]
     stand_in("chromium", "exit 0")
     log.write_text("")
     assert subprocess.run(command, env=environment).returncode == 7
-    assert log.read_text() == "make test browser,data true\n"
+    assert log.read_text() == "make test browser,data,scale true\n"
 
 
 def test_lock_file_agrees_with_the_packages():

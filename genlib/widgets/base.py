@@ -36,7 +36,9 @@ def join_module(name):
         text = (STATIC / f"{name}.mjs").read_text(encoding="utf-8")
         for line in _IMPORT.finditer(text):
             if " as " in line[0]:
-                raise ValueError(f"{name}.mjs: a joined module keeps its names: {line[0]}")
+                raise ValueError(
+                    f"{name}.mjs: a joined module keeps its names: {line[0]}"
+                )
         before = "".join(read(other) for other in _IMPORT.findall(text))
         text = _IMPORT.sub("", text)
         if len(seen) > 1 and name != seen[0]:

@@ -1,8 +1,9 @@
-// What a widget asks for numbers. An engine is {run, watch, close}:
+// What a widget asks for numbers. An engine is {run, watch, close, lanes}:
 //   run({z: {data, shape}}, call) -> Promise of {x: {data, shape}}, data being
 //     Float32Array; `call` is plain JSON that says what is wanted, or null;
 //   watch(f) calls f("ready" | "waiting" | "lost") when the state changes;
-//   close() lets go of everything.
+//   close() lets go of everything;
+//   lanes is how many requests may be on their way at once, 1 unless given.
 
 export class LostKernel extends Error {}
 
@@ -58,6 +59,7 @@ export function kernelEngine(model) {
   lost.forEach((event) => model.on(event, onLost));
 
   return {
+    lanes: 2, // while an answer is on its way, the kernel can think about the next
     run(inputs, call = null) {
       const id = `${key}:${(count += 1)}`;
       const shapes = Object.fromEntries(
@@ -94,18 +96,19 @@ export function kernelEngine(model) {
   };
 }
 
-// Pull, not push: while `work` runs, any number of calls lead to one more run of it.
-// `work` reads what is wanted when it starts, so only the newest wish is served.
-export function newestOnly(work) {
-  let [busy, again] = [false, false];
+// Pull, not push: while `work` runs (`lanes` times at most), any number of calls lead to
+// one more run of it. `work` reads what is wanted when it starts, so only the newest
+// wish is served.
+export function newestOnly(work, lanes = 1) {
+  let [busy, again] = [0, false];
   return async function ask() {
     again = true;
-    if (busy) return;
-    busy = true;
+    if (busy === lanes) return;
+    busy += 1;
     while (again) {
       again = false;
       await work();
     }
-    busy = false;
+    busy -= 1;
   };
 }

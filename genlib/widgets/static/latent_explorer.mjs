@@ -87,7 +87,8 @@ function render({ model, el }) {
       "aria-roledescription": "two-dimensional pad",
       "aria-label": "Latent plane. Arrow keys move z, with Shift in larger steps.",
       onpointerdown: grab,
-      onpointermove: drag,
+      // The browser holds back "pointermove" until it next paints; "raw" comes at once
+      ["onpointerrawupdate" in window ? "onpointerrawupdate" : "onpointermove"]: drag,
       onpointerup: release,
       onpointercancel: release,
       onkeydown: press,
@@ -347,7 +348,7 @@ function render({ model, el }) {
   }
 
   // --- z moves, the image follows ---------------------------------------------
-  // One request in flight: the newest z first, then the film when A or B has moved
+  // The newest z first, then the film when A or B has moved
   const wanted = { asked: null, film: false };
   const decode = newestOnly(async () => {
     try {
@@ -360,7 +361,7 @@ function render({ model, el }) {
         trouble(`The decoder failed. ${error.message}`);
       }
     }
-  });
+  }, engine.lanes);
 
   async function decodeImage() {
     const { z } = state;
@@ -403,6 +404,8 @@ function render({ model, el }) {
 
   function move(z) {
     state.z = Float32Array.from(z, (v, d) => clamp(v, ...ranges[d]));
+    wanted.asked = performance.now();
+    decode(); // at once: what follows is drawn while the answer is on its way
     const near = nearest(points, state.z);
     zText.textContent = size > 4 ? `z has ${size} dimensions` : `z = (${[...state.z].map((v) => number(v)).join(", ")})`;
     nearText.textContent = `nearest data point: ${classes[labels[near.index]]}, ${number(near.distance)} away`;
@@ -411,8 +414,6 @@ function render({ model, el }) {
       output.textContent = number(state.z[d]);
     });
     drawPad();
-    wanted.asked = performance.now();
-    decode();
     clearTimeout(timer);
     timer = setTimeout(() => tell(classes[labels[near.index]]), QUIET_MS);
   }
