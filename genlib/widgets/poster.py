@@ -112,8 +112,9 @@ def _graph(ax, spec, layer, values, colour):
 def _text(ax, spec, layer, values, colour):
     import textwrap
 
-    lines = textwrap.wrap(" ".join(values[-1].split()), 38)[-14:]
-    style = {"va": "top", "family": "monospace", "size": 8}
+    lines = textwrap.wrap(" ".join(values[-1].split()), 42)[-16:]
+    style = {"va": "top", "family": "monospace", "size": 9}
+    ax.spines[:].set_visible(False)
     ax.text(0.02, 0.97, "\n".join(lines), transform=ax.transAxes, **style)
 
 

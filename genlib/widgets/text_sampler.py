@@ -175,7 +175,7 @@ class TextSampler(PageWidget):
         names = [shown(self.chars.chars[i]) for i in order]
         with mpl.rc_context(plot.STYLE):
             fig = Figure(figsize=(7.2, 3.6))
-            top, bottom = fig.subplots(2, 1, height_ratios=(1.1, 1.6))
+            top, bottom = fig.subplots(2, 1, height_ratios=(0.6, 1.6))
             top.axis("off")
             lines = textwrap.fill(" ".join(text.split()), 72)
             top.text(0, 1, lines, va="top", family="monospace", size=9.5)

@@ -240,7 +240,7 @@ class TrainingLab(PageWidget):
         for p in self.spec["panels"]:
             for layer in p["layers"]:
                 if layer["mark"] == "text":
-                    paths[-1] |= {layer["value"]: write(run, layer, 150)}
+                    paths[-1] |= {layer["value"]: write(run, layer, 250)}
         alt = f"After {run.steps} training steps. " + " ".join(
             p["description"].rstrip(".") + "." for p in self.spec["panels"]
         )

@@ -22,7 +22,7 @@ export function makeTextPanel(spec, more) {
   const [layer] = spec.layers;
   const chars = [...layer.chars];
   const text = h("span", { class: "gl-own" });
-  const frame = h("div", { class: "gl-frame gl-written", tabindex: 0, role: "region", "aria-label": [spec.title, spec.description].filter(Boolean).join(". ") }, text);
+  const frame = h("div", { class: "gl-frame gl-written", tabindex: 0, role: "group", "aria-label": [spec.title, spec.description].filter(Boolean).join(". ") }, text);
   const name = h("p", { class: "gl-name" }, spec.title);
   const element = h("div", { class: "gl-panel" }, name, frame, more ?? null);
   let [tokens, written, count, fresh] = [[...layer.prompt], "", 0, true];

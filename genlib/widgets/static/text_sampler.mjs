@@ -93,7 +93,7 @@ function render({ model, el }) {
   const old = h("span", { class: "gl-old" });
   const given = h("span", { class: "gl-given" });
   const own = h("span", { class: "gl-own" });
-  const page = h("p", { class: "gl-page", tabindex: 0, role: "region", "aria-label": "The text" }, old, given, own, h("span", { class: "gl-caret", "aria-hidden": "true" }));
+  const page = h("p", { class: "gl-page", tabindex: 0, role: "group", "aria-label": "The text" }, old, given, own, h("span", { class: "gl-caret", "aria-hidden": "true" }));
   const next = button("Next token", one, "Draw one token from the bars", { class: "gl-main", "data-first": true });
   const write = button("Write", toggle, "Draw token after token");
   const back = button("Back to the prompt", restart, "Take away what was written");
