@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genlib.attention import attention, merge_heads, rotary_table, rotate
-from genlib.training import check_fits, read_safetensors, warmup_linear
+from genlib.training import Adam, check_fits, read_safetensors, warmup_linear
 
 # --- the architecture -----------------------------------------------------------------
 
@@ -784,27 +784,83 @@ class NextToken(nn.Module):
         return logits, torch.stack([c.table for c in tables], 1), torch.stack(maps, 1)
 
 
-def page_program(text, chars=None, config=None, batch=16):
+class MuonAdam:
+    """The optimisers of `make_optimizers`, on the flat vector of a `Program`.
+
+    Of the parameters of `gpt` the blocks' matrices move as `Muon` moves them, at
+    `ratio` times the rate, all others as Adam does. As `genlib.training.Adam`.
+    """
+
+    slots = 2
+
+    def __init__(self, gpt, ratio=4.0, momentum=0.95):
+        self.shapes = [p.shape for p in gpt.parameters()]
+        inside = {id(p) for p in gpt.h.parameters() if p.ndim == 2}
+        self.matrix = [id(p) in inside for p in gpt.parameters()]
+        self.ratio, self.momentum = ratio, momentum
+        self.adam = Adam(betas=(0.9, 0.99))
+
+    def update(self, w, g, slots, t, lr):
+        """Weights w (S,), gradient g (S,) -> new weights and new slots."""
+        sizes = [shape.numel() for shape in self.shapes]
+        parts = zip(*(x.split(sizes) for x in (w, g, *slots)), strict=True)
+        new = [
+            self.turn(w, g, m, s, shape, lr)
+            if is_matrix
+            else self.adam.update(w, g, (m, s), t, lr)
+            for (w, g, m, s), shape, is_matrix in zip(
+                parts, self.shapes, self.matrix, strict=True
+            )
+        ]
+        w = torch.cat([w for w, _ in new])
+        m, s = (torch.cat([kept[i] for _, kept in new]) for i in range(2))
+        return w, (m, s)
+
+    def turn(self, w, g, m, s, shape, lr):
+        """Muon's step on one matrix, all flat; s is Adam's, and stays 0."""
+        m = self.momentum * m + g
+        step = orthogonalize((g + self.momentum * m).view(shape)).flatten()
+        rate = self.ratio * lr * max(1, shape[0] / shape[1]) ** 0.5
+        return w - rate * step, (m, s)
+
+
+def check_vocabulary(gpt, chars):
+    """ValueError unless a model was built for a vocabulary of this size."""
+    if len(chars) != gpt.config.vocab_size:
+        raise ValueError(
+            f"the vocabulary has {len(chars)} characters; this model was built for "
+            f"{gpt.config.vocab_size}"
+        )
+
+
+# What the page's GPT reads: all that a plain keyboard writes
+PRINTABLE = Characters("\n" + "".join(map(chr, range(32, 127))))
+
+
+def page_program(text=None, chars=PRINTABLE, config=None, batch=16):
     """A small GPT learns a text by characters, in the page (see `genlib.live`).
 
-    `chars` is the vocabulary, by default the text's own; a larger one lets the reader
-    bring another text. The reader sets the rate. The views are of a window of text, the
-    beginning at first: each next character's probability at each place (T, V), and whom
-    each asks, as images (n_layer * n_head, 1, T, T).
+    `text` is by default the book's own prose; `chars` is larger than it needs, so that
+    the reader may bring another. The reader sets the rate, Adam's; Muon's is four times
+    that. The views are of a window of text, the beginning at first: each next
+    character's probability at each place (T, V), and whom each asks, as images
+    (n_layer * n_head, 1, T, T).
     """
+    from genlib.data import book_text
     from genlib.live import First, Phase, Program, Rows, Slider
-    from genlib.training import Adam
 
-    chars = chars or Characters(text)
     sizes = {"block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 64}
     gpt = GPT(config or modern(vocab_size=len(chars), fused=False, **sizes))
-    idx, T = torch.tensor(chars.encode(text)), gpt.config.block_size
+    check_vocabulary(gpt, chars)
+    idx = torch.tensor(chars.encode(book_text() if text is None else text))
+    T = gpt.config.block_size
     check_text(idx, T)
     rows = idx.unfold(0, T + 1, T).float()  # (N, T + 1)
 
     def loss(rows):
         rows = rows.long()
-        return next_token_loss(gpt, rows[:, :-1], rows[:, 1:])
+        nats = next_token_loss(gpt, rows[:, :-1], rows[:, 1:])
+        return {"loss": nats, "bits": bits_per_character(nats)}
 
     def views(prompt):
         idx = prompt.long()
@@ -813,9 +869,45 @@ def page_program(text, chars=None, config=None, batch=16):
 
     feeds = {
         "rows": Rows("text", batch),
-        "lr": Slider(3e-3, 1e-4, 2e-2, log=True, label="learning rate"),
+        "lr": Slider(5e-3, 1e-4, 3e-2, log=True, label="learning rate"),
         "prompt": First("prompt", 1),
     }
-    phase = Phase("gpt", "gpt", loss, Adam(betas=(0.9, 0.99)), "lr")
-    tables = {"text": {"text": rows}, "prompt": {"prompt": rows[:1, :-1]}}
-    return Program({"gpt": gpt}, [phase], feeds, views, tables)
+    phase = Phase("gpt", "gpt", loss, MuonAdam(gpt), "lr")
+    tables = {"text": {"the book": rows}, "prompt": {"prompt": rows[:1, :-1]}}
+    texts = dict.fromkeys(tables, chars.chars)
+    return Program({"gpt": gpt}, [phase], feeds, views, tables, texts)
+
+
+def page_panels(text=None, chars=PRINTABLE):
+    """Panels and curves of the lab that trains `page_program`.
+
+    Landmarks are what n-grams need on the last tenth of the text, having counted the
+    rest.
+    """
+    from genlib.data import book_text
+    from genlib.widgets.training_lab import curve, images, panel
+    from genlib.widgets.training_lab import text as written
+
+    idx = torch.tensor(chars.encode(book_text() if text is None else text))
+    cut = len(idx) * 9 // 10
+    marks = [(math.log2(len(chars)), "guessing evenly")]
+    names = {1: "letters alone", 2: "1 letter before", 3: "2 before", 5: "4 before"}
+    for n, name in names.items():
+        nats = -NGram(n, len(chars)).fit(idx[:cut]).log_prob(idx[cut:]).mean().item()
+        marks.append((bits_per_character(nats), name))
+    panels = [
+        panel(
+            "What it writes",
+            written("next", "prompt"),
+            description="The text that the model writes while it learns, one character "
+            "with each picture.",
+        ),
+        panel(
+            "Whom each of 32 characters asks",
+            images("maps", 4),
+            description="Attention of the four heads of both layers: rows ask, columns "
+            "are asked, light is much.",
+        ),
+    ]
+    plot = curve("surprise", ("bits", "GPT"), unit="bits per character", lines=marks)
+    return panels, [plot]

@@ -167,11 +167,13 @@ class Program:
             those that its parameters name, and so does the function of the views.
         views: function of feeds -> {name: tensor}, what pictures need of the state.
         tables: name to {option: rows (N, ...)}; the first option is chosen at first.
+        texts: name of a table to the characters that its rows number, in order: such
+            rows are whole numbers below `len(characters)`.
 
     Raises ValueError, naming it, for what does not fit together.
     """
 
-    def __init__(self, modules, phases, feeds, views=None, tables=None):
+    def __init__(self, modules, phases, feeds, views=None, tables=None, texts=None):
         self.modules, self.phases = dict(modules), tuple(phases)
         self.feeds, self.views = dict(feeds), views or dict
         self._holder = _Holder(modules)
@@ -179,6 +181,7 @@ class Program:
             name: {option: _Table(rows) for option, rows in options.items()}
             for name, options in (tables or {}).items()
         }
+        self.texts = dict(texts or {})
         self._groups = {phase.name: self._group(phase) for phase in self.phases}
         self._parameters = dict(self._holder.named_parameters())
         self._check()
@@ -401,6 +404,29 @@ class Program:
                     f"{', '.join(self.tables) or 'none'}"
                 )
 
+        for name in self.texts:
+            if name not in self.tables:
+                raise ValueError(f"texts names {name!r}, which is no table")
+            for table in self.tables[name].values():
+                self.check_rows(name, table.rows)
+
+    def check_rows(self, table, rows):
+        """ValueError for rows (N, ...) that the table of this name cannot hold."""
+        shape = next(iter(self.tables[table].values())).rows.shape[1:]
+        if len(rows) == 0 or rows.shape[1:] != shape or not rows.isfinite().all():
+            raise ValueError(
+                f"rows of {table} have shape {tuple(rows.shape)}; expected finite "
+                f"(N, {', '.join(map(str, shape))}) with N at least 1"
+            )
+        if table not in self.texts:
+            return
+        most, rows = len(self.texts[table]) - 1, rows.float()
+        if not (rows.eq(rows.round()) & (rows >= 0) & (rows <= most)).all():
+            raise ValueError(
+                f"rows of {table} hold {rows.min():g}..{rows.max():g}; they number the "
+                f"characters of its vocabulary: whole numbers in 0..{most}"
+            )
+
     def _metric_names(self, run):
         """Run one step to learn the metrics' names and to find buffers that change."""
         before = {k: v.clone() for k, v in self._holder.named_buffers()}
@@ -532,13 +558,8 @@ class Run:
         self.tables[table] = options[option].rows
 
     def replace(self, table, rows):
-        """Take rows of one's own (N, ...) as the data, such as a drawing."""
-        shape = next(iter(self.program.tables[table].values())).rows.shape[1:]
-        if len(rows) == 0 or rows.shape[1:] != shape or not rows.isfinite().all():
-            raise ValueError(
-                f"rows of {table} have shape {tuple(rows.shape)}; expected finite "
-                f"(N, {', '.join(map(str, shape))}) with N at least 1"
-            )
+        """Take rows of one's own (N, ...) as the data, such as a drawing, or a text."""
+        self.program.check_rows(table, rows)
         self.tables[table] = rows.float()
 
 

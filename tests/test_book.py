@@ -511,6 +511,7 @@ def test_the_contents_open_over_a_scrolled_page_on_a_phone(visit):
     assert not link.is_visible()
     page.click("button.menu")
     assert page.get_attribute("button.menu", "aria-expanded") == "true"
+    link.scroll_into_view_if_needed()  # within the menu, which is longer than a screen
     box = link.bounding_box()
     assert 0 < box["y"] < PHONE["height"] - box["height"]
     page.keyboard.press("Escape")

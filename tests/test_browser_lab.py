@@ -479,12 +479,8 @@ def test_two_labs_share_a_worker_and_nothing_else(open_lab):
     assert a.shape == b.shape and np.abs(a - b).max() > 0.01
 
 
-def test_the_page_stays_responsive(open_lab, browser, tmp_path, record_property):
-    """No frame of the main thread costs 50 ms of its CPU while the lab trains."""
-    page = open_lab()
-    page.get_by_label("speed", exact=True).fill("5")
-    wait(page, "window.trained.length > 20")
-    trace = tmp_path / "trace.json"
+def costs_of_frames(page, browser, trace):
+    """In three seconds: pictures drawn, and milliseconds of each frame."""
     browser.start_tracing(page=page, path=trace, categories=["devtools.timeline", "cc"])
     count = page.evaluate("window.trained.length")
     page.wait_for_timeout(3000)
@@ -492,11 +488,19 @@ def test_the_page_stays_responsive(open_lab, browser, tmp_path, record_property)
     browser.stop_tracing()
     events = json.loads(trace.read_text())["traceEvents"]
     # CPU time of the thread, not of the clock: other programs may run beside
-    frames = [
+    return count, [
         event["tdur"] / 1000
         for event in events
         if event["name"] == "ProxyMain::BeginMainFrame" and "tdur" in event
     ]
+
+
+def test_the_page_stays_responsive(open_lab, browser, tmp_path, record_property):
+    """No frame of the main thread costs 50 ms of its CPU while the lab trains."""
+    page = open_lab()
+    page.get_by_label("speed", exact=True).fill("5")
+    wait(page, "window.trained.length > 20")
+    count, frames = costs_of_frames(page, browser, tmp_path / "trace.json")
     longest, middle = max(frames), float(np.median(frames))
     record_property("median_ms_of_a_frame", middle)
     print(
@@ -659,6 +663,8 @@ LEARNED = {
     "attention/recall": (200, lambda view, last: view["attention"].min() > 0.9),
     "data/mixture": (40, lambda view, last: last["log_likelihood"] > -2.7),
     "gan/ring": (600, lambda view, last: seven_of_eight(view["fake"])),
+    # from 6.6 bits; a model of single letters needs 4.5
+    "gpt/train": (150, lambda view, last: last["bits"] < 3.4),
     "stability/dirac": (150, lambda view, last: view["w"][3].norm() < 0.01),  # R1
     "stability/grid": (800, lambda view, last: view["modes"] >= 12),
     "training/digits": (200, lambda view, last: view["validation"] < 0.4),
@@ -710,6 +716,129 @@ def test_every_lab_of_the_book_trains_as_pytorch_does(visit, site, pages):
             run.state = torch.from_numpy(got)
             assert learned(run.view(), last(page)["metrics"]), name
             page.context.close()
+
+
+# --- A lab that writes ----------------------------------------------------------------
+
+SHORT = "it was the best of times, it was the worst of times. " * 6
+
+
+@pytest.fixture
+def open_writer(visit, site, pages):
+    """Open the page of the lab that learns a text, the other widgets taken away."""
+    mark = 'data-live="gpt/train"'
+    found = [p for p in pages if mark in (site / p).read_text(encoding="utf-8")]
+    if not found:
+        pytest.skip("no chapter has a lab that learns a text")
+
+    def open_page(**options):
+        page = visit(found[0], **options)
+        others = '.gl-live:not([data-live="gpt/train"])'
+        page.locator(others).evaluate_all("(all) => all.forEach((e) => e.remove())")
+        page.locator(".gl-start").click()
+        wait(page, "window.trained.length > 0", 60_000)
+        return page
+
+    return open_page
+
+
+def paste(page, text):
+    press(page, "Paste…")
+    page.locator(".gl-paste textarea").fill(text)
+    press(page, "Use this text")
+
+
+def test_it_writes_while_it_learns_and_at_rest(open_writer):
+    page = open_writer()
+    wait(page, "window.trained.at(-1).step > 20", 60_000)
+    wait(page, "document.querySelector('.gl-written').textContent.length > 12", 60_000)
+    press(page, "Pause")
+    page.wait_for_timeout(600)
+    at = last(page)["step"]
+    before = page.inner_text(".gl-written")
+    press(page, "Write 100 characters")
+    length = len(page.evaluate("document.querySelector('.gl-written').textContent"))
+    wait(
+        page,
+        "document.querySelector('.gl-written').textContent.length >= "
+        f"{min(420, length + 90)}",
+        60_000,
+    )
+    page.wait_for_timeout(500)
+    assert page.inner_text(".gl-written") != before and last(page)["step"] == at
+    assert re.search(r"It writes: .{20}", said(page), re.DOTALL)
+    # what is written is what the model reads next
+    view = ask(page, op="view", slot="now", scalars={"lr": 5e-3})
+    run = Run(build_program("gpt/train"), seed=0)
+    run.state = torch.from_numpy(state(page)[1])
+    chars = run.program.texts["prompt"]
+    told = page.evaluate("document.querySelector('.gl-written').textContent")
+    window = torch.tensor([[chars.index(c) for c in told[-33:]]]).float()
+    prompts = [window[:, 1:], window[:, :-1]]  # the newest may not be read yet
+    expected = []
+    for rows in prompts:
+        run.replace("prompt", rows)
+        expected.append(run.view()["next"].flatten().numpy())
+    gaps = [np.abs(np.ravel(view["next"]["data"]) - e).max() for e in expected]
+    assert min(gaps) < 1e-3
+    begin(page)
+    assert page.inner_text(".gl-written") == ""
+
+
+def test_a_pasted_text_becomes_the_data(open_writer):
+    page = open_writer()
+    begin(page)
+    paste(page, "too short")
+    assert "gives 9 characters; the model needs at least 33" in status(page)
+    page.keyboard.press("Escape")
+    assert page.locator(".gl-paste").count() == 0
+    paste(page, SHORT + "字")
+    assert "now yours: 318 characters" in status(page) and "“字”" in status(page)
+    chosen = page.get_by_label("text", exact=True).evaluate(
+        "(s) => s.selectedOptions[0].text"
+    )
+    assert chosen == "your text"
+    act(page, "One step")
+    run = Run(build_program("gpt/train"), seed=0)
+    tokens = torch.tensor([run.program.texts["text"].index(c) for c in SHORT])
+    run.replace("text", tokens.unfold(0, 33, 1).float())
+    run.step(1, lr=5e-3)
+    np.testing.assert_allclose(state(page)[1], run.state, rtol=1e-3, atol=1e-4)
+    press(page, "Start")
+    wait(page, "window.trained.at(-1).step >= 150", 120_000)
+    press(page, "Pause")
+    page.wait_for_timeout(400)
+    assert last(page)["metrics"]["bits"] < 1.5, "a text of one sentence is soon known"
+    begin(page)  # a reset keeps the reader's text
+    act(page, "One step")
+    np.testing.assert_allclose(state(page)[1], run.state, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_lab_that_writes_is_accessible(open_writer, theme):
+    page = open_writer(color_scheme=theme)
+    wait(page, "window.trained.at(-1).step > 3", 60_000)
+    press(page, "Pause")
+    press(page, "Keep this state")
+    press(page, "Paste…")
+    problems = axe(page, f"the lab that writes, {theme}")
+    assert not problems, "\n".join(problems)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_lab_that_writes_leaves_the_page_responsive(
+    open_writer, browser, tmp_path, record_property
+):
+    page = open_writer()
+    wait(page, "window.trained.at(-1).step > 20", 60_000)
+    at = last(page)["step"]
+    count, frames = costs_of_frames(page, browser, tmp_path / "trace.json")
+    rate = (last(page)["step"] - at) / 3
+    record_property("steps_a_second", rate)
+    print(f"\n{rate:.0f} steps of 512 characters a second, {count} pictures")
+    assert rate > 2 and count > 5 and max(frames) < 50
 
 
 # --- JupyterLab -----------------------------------------------------------------------

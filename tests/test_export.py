@@ -52,11 +52,15 @@ def attention_explorer():
 
 EXPLORERS = {"attention/explorer": attention_explorer}
 
+# Models whose code tests/test_text_sampler.py compares with what is committed.
+WRITERS = ("gpt/writer",)
+
 # The functions of the library that build each program in book/live.
 PROGRAMS = {
     "attention/recall": "attention.recall_program",
     "data/mixture": "data.mixture_program",
     "gan/ring": "gan.toy_program",
+    "gpt/train": "gpt.page_program",
     "stability/dirac": "stability.dirac_program",
     "stability/grid": "stability.grid_program",
     "training/digits": "training.digits_program",
@@ -228,6 +232,7 @@ def test_each_live_model_has_its_files_and_its_code():
         f"{name}{suffix}"
         for names, suffixes in (
             (DECODERS | EXPLORERS, (".onnx", ".json", ".safetensors")),
+            (WRITERS, (".onnx", ".json", ".safetensors")),
             (PROGRAMS, (".step.onnx", ".view.onnx", ".json")),
         )
         for name in names

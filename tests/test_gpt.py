@@ -11,15 +11,17 @@ import transformers
 from safetensors.torch import save_file
 
 from genlib.attention import future_leak
-from genlib.data import DataError
+from genlib.data import DataError, book_text
 from genlib.export import export_onnx, export_program, run_onnx
 from genlib.gpt import (
     GPT,
+    PRINTABLE,
     PUBLISHED,
     TRANSPOSED,
     Characters,
     GPTConfig,
     Muon,
+    MuonAdam,
     NextToken,
     NGram,
     RMSNorm,
@@ -35,6 +37,7 @@ from genlib.gpt import (
     next_token_loss,
     next_token_probs,
     orthogonalize,
+    page_panels,
     page_program,
     penalize,
     repeated,
@@ -656,16 +659,56 @@ def program():
     text = "a rose is a rose is a rose. " * 12
     torch.manual_seed(0)
     sizes = {"vocab_size": 8, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
-    return page_program(text, config=modern(**sizes, fused=False), batch=4)
+    config = modern(**sizes, fused=False)
+    return page_program(text, Characters(text), config, batch=4)
 
 
 def test_the_page_trains_a_gpt_with_pytorchs_numbers(program, tmp_path):
     manifest = export_program(program, tmp_path / "gpt.json")  # compares them
-    assert manifest["program"]["metrics"] == ["loss"]
+    assert manifest["program"]["metrics"] == ["loss", "bits"]
     assert manifest["program"]["view_outputs"] == ["next", "maps"]
     draws = {entry["name"]: entry["scale"] for entry in manifest["program"]["init"]}
     assert draws["gpt.wte.weight"] == 0.02
     assert draws["gpt.h.0.attn.c_proj.weight"] == 0
+
+
+def test_muon_and_adam_in_one_vector_are_the_two_optimizers():
+    torch.manual_seed(0)
+    config = modern(**SIZES)
+    gpt, rule = build(config), MuonAdam(build(config))
+    optimizers = make_optimizers(gpt, lr=5e-3, muon=0.02)
+    w = torch.cat([p.detach().flatten() for p in gpt.parameters()])
+    slots = [torch.zeros_like(w)] * 2
+    for t in range(1, 5):
+        loss = next_token_loss(gpt, tokens(3, 8, seed=t), tokens(3, 8, seed=9 + t))
+        gpt.zero_grad()
+        loss.backward()
+        g = torch.cat([p.grad.flatten() for p in gpt.parameters()])
+        for optimizer in optimizers:
+            optimizer.step()
+        w, slots = rule.update(w, g, slots, t, 5e-3)
+        expected = torch.cat([p.detach().flatten() for p in gpt.parameters()])
+        torch.testing.assert_close(w, expected, atol=1e-6, rtol=1e-5)
+    assert len(optimizers) == 2 and sum(rule.matrix) == 4 * config.n_layer
+
+
+def test_the_labs_landmarks_are_n_grams_on_unseen_text():
+    panels, [plot] = page_panels()
+    [bits] = plot["series"]
+    assert bits[0] == "bits" and plot["unit"] == "bits per character"
+    values = [line["value"] for line in plot["lines"]]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == pytest.approx(math.log2(96))
+    idx = torch.tensor(PRINTABLE.encode(book_text()))
+    cut = len(idx) * 9 // 10
+    best = -NGram(5, 96).fit(idx[:cut]).log_prob(idx[cut:]).mean().item()
+    assert values[-1] == pytest.approx(best / math.log(2))
+    assert [p["layers"][0]["mark"] for p in panels] == ["text", "images"]
+
+
+def test_a_plain_keyboard_can_write_all_that_the_lab_reads():
+    assert len(PRINTABLE) == 96 and PRINTABLE.encode("\n ~") == [0, 1, 95]
+    assert set(book_text()) <= set(PRINTABLE.chars)
 
 
 def test_the_program_is_the_chapters_step(program):
@@ -676,6 +719,7 @@ def test_the_program_is_the_chapters_step(program):
     expected = next_token_loss(gpt, rows[:, :-1], rows[:, 1:])
     metrics, _ = run.step(1, lr=0.01)
     torch.testing.assert_close(metrics[0, 0], expected.detach())
+    torch.testing.assert_close(metrics[0, 1], expected.detach() / math.log(2))
     assert gpt.wte.weight.std().item() == pytest.approx(0.02, rel=0.3)
     views, prompt = run.view(), program.tables["prompt"]["prompt"].rows.long()
     assert views["next"].shape == (8, 8) and views["maps"].shape == (2, 1, 8, 8)
@@ -685,11 +729,13 @@ def test_the_program_is_the_chapters_step(program):
     torch.testing.assert_close(views["maps"][:, 0], attention_maps(gpt, prompt)[0, 0])
     letters = Characters("abcdefnorst ")
     larger = page_program("to be or not to be " * 3, letters, batch=2)
-    assert larger.outputs["next"] == (32, 12)
+    assert larger.outputs["next"] == (32, 12) and larger.texts["text"] == letters.chars
     with pytest.raises(ValueError, match="18 tokens; windows of 32"):
         page_program("to be or not to be")
+    with pytest.raises(ValueError, match="96 characters; this model was built for 8"):
+        page_program("to be or not to be", config=gpt.config)
     run.step(60, lr=0.02)
-    assert run.step(1)[0].item() < 1.0
+    assert run.step(1)[0][0, 0].item() < 1.0
 
 
 def write_with(step, idx, config):

@@ -408,6 +408,76 @@ def test_heat_maps_diverge_from_the_pages_ground(node, surface):
     assert out["least"] > 4.5, "text stays readable on it"
 
 
+# --- Texts ---------------------------------------------------------------------------
+
+
+def test_a_text_is_read_by_the_vocabulary(node):
+    checks = """
+    const chars = "\\n !\\"'-.abce";
+    const read = (text, given = chars) => {
+      const { tokens, unknown } = m.charactersOf(text, given);
+      return [tokens.map((k) => given[k]).join(""), [...unknown]];
+    };
+    assert.deepEqual(read("a b\\r\\nc\\rb"), ["a b\\nc\\nb", []]);
+    assert.deepEqual(read("“a” ‘b’ – c\\u00a0… é"), ["\\"a\\" 'b' - c ... e", []]);
+    assert.deepEqual(read("a字x字"), ["a", [["字", 2], ["x", 1]]]);
+    assert.deepEqual(read("e\\u0301", "eé"), ["é", []], "its own accents stay");
+    assert.deepEqual(read("", chars), ["", []]);
+    const list = (text) => m.listUnknown(m.charactersOf(text, "a").unknown);
+    assert.equal(list("x"), "“x”");
+    assert.equal(list("xyz"), "“x”, “y” and “z”");
+    assert.match(list("bcdefghijk"), /“i” and 2 others$/);
+    """
+    run_module(node, STATIC / "text.mjs", checks)
+
+
+def test_windows_of_a_text_are_rows(node):
+    script = """
+    const tokens = Array.from({length: 50}, (_, i) => i);
+    const all = m.windowsOf(tokens, 9);
+    out.all = [all.shape, [...all.data]];
+    const few = m.windowsOf(tokens, 9, 10);
+    out.few = [few.shape, [...few.data]];
+    out.least = m.windowsOf(tokens.slice(0, 9), 9).shape;
+    out.none = m.windowsOf(tokens.slice(0, 8), 9);
+    """
+    out = evaluate(node, STATIC / "text.mjs", script)
+    tokens = torch.arange(50)
+    for name, stride in (("all", 1), ("few", 5)):
+        shape, data = out[name]
+        expected = tokens.unfold(0, 9, stride)
+        assert shape == list(expected.shape) and data == expected.flatten().tolist()
+    assert out["least"] == [1, 9] and out["none"] is None
+
+
+def test_a_pasted_text_is_taken_or_refused_with_the_reason(node):
+    checks = """
+    const good = m.readText("abcabcabc", "abc", 5);
+    assert.deepEqual([good.rows.shape, good.count, good.note], [[5, 5], 9, ""]);
+    const short = m.readText("abc", "abc", 5);
+    assert.equal(short.rows, null);
+    assert.match(short.note, /^This text gives 3 characters; .* needs at least 5\\.$/);
+    const odd = m.readText("abcXabcabc", "abc", 5);
+    assert.match(odd.note, /^Left out, as the model has no number for them: “X”\\.$/);
+    const long = m.readText("abc".repeat(120000), "abc", 5);
+    assert.match(long.note, /^Only the first 300,000 characters are taken/);
+    assert.ok(long.rows.shape[0] <= 20000);
+    """
+    run_module(node, STATIC / "paste.mjs", checks)
+
+
+def test_a_panel_of_text_draws_as_python_does(node):
+    script = """
+    const probs = Float64Array.of(0.1, 0.2, 0.4, 0.3);
+    out.picked = Array.from({length: 99}, (_, i) => m.pick(probs, 0.5, (i + 0.4) / 99));
+    """
+    out = evaluate(node, STATIC / "text_panel.mjs", script)
+    sharp = torch.tensor([0.1, 0.2, 0.4, 0.3]).double() ** 2
+    u = (torch.arange(99) + 0.4) / 99
+    expected = (sharp.cumsum(0) > u[:, None] * sharp.sum()).int().argmax(1)
+    assert out["picked"] == expected.tolist()
+
+
 # --- The joined module --------------------------------------------------------------
 
 

@@ -21,7 +21,6 @@ SUPPORT = {
     "data",
     "exercises",
     "export",
-    "gpt",  # its chapter is to come
     "live",
     "plot",
     "transformer",  # its chapter is to come

@@ -520,3 +520,28 @@ def test_settings_out_of_range_are_named():
         with pytest.raises(ValueError, match=r"expected finite \(N, 2\)"):
             run.replace("t", rows)
     assert run.steps == 0, "nothing is lost"
+
+
+def text_program(rows, **texts):
+    net = nn.Embedding(5, 1)
+    phase = Phase("f", "net", lambda t: net(t.long()).square().mean(), SGD())
+    return Program(
+        {"net": net}, [phase], {"t": Rows("t", 2)}, None, {"t": {"a": rows}}, texts
+    )
+
+
+@pytest.mark.parametrize("bad", [-1.0, 5.0, 0.5])
+def test_rows_of_a_text_number_its_characters(bad):
+    run = Run(text_program(torch.tensor([[0.0, 4, 1], [2, 3, 0]]), t="abcde"))
+    run.replace("t", torch.tensor([[4.0, 4, 4]]))
+    with pytest.raises(
+        ValueError, match=r"rows of t hold .*; they number the char.*0..4"
+    ):
+        run.replace("t", torch.tensor([[4.0, bad, 4]]))
+    with pytest.raises(ValueError, match=r"shape \(1, 2\); expected finite \(N, 3\)"):
+        run.replace("t", torch.tensor([[4.0, 4]]))
+    assert run.tables["t"].tolist() == [[4, 4, 4]], "a refused table changes nothing"
+    with pytest.raises(ValueError, match="whole numbers in 0..3"):
+        text_program(torch.tensor([[0.0, 4, 1]]), t="abcd")
+    with pytest.raises(ValueError, match="texts names 'u', which is no table"):
+        text_program(torch.tensor([[0.0, 4, 1]]), u="abcde")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_live import toy_program
 
+from genlib.gpt import Characters, modern, page_program
 from genlib.live import Run
 from genlib.widgets.training_lab import (
     MAX_RUNS,
@@ -21,7 +22,9 @@ from genlib.widgets.training_lab import (
     lines,
     panel,
     points,
+    text,
     trail,
+    write,
 )
 
 PANELS = [
@@ -197,3 +200,59 @@ def test_files_are_written_where_genlib_live_says(program, tmp_path, monkeypatch
 def test_one_error_names_what_is_wrong(program, panels, curves, words):
     with pytest.raises(ValueError, match=words):
         TrainingLab(program, panels, curves)
+
+
+# --- texts ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def writer():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 8, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    config = modern(**sizes, fused=False)
+    story = "a rose is a rose is a rose. " * 12
+    return page_program(story, Characters(story), config, batch=4)
+
+
+def test_a_panel_of_text_knows_its_vocabulary_and_beginning(writer):
+    lab = TrainingLab(writer, [panel("told", text("next", "prompt", 0.5))])
+    [layer] = lab.spec["panels"][0]["layers"]
+    assert layer["chars"] == " .aeiors" and layer["temperature"] == 0.5
+    assert "".join(layer["chars"][i] for i in layer["prompt"]) == "a rose i"
+    [table] = lab.spec["tables"]  # the prompt is the panel's own
+    assert table["name"] == "text" and table["width"] == 9
+    assert table["chars"] == " .aeiors"
+
+
+def test_a_poster_shows_what_the_model_writes(writer):
+    lab = TrainingLab(writer, [panel("told", text("next", "prompt"))], poster_steps=90)
+    run = Run(writer)
+    run.step(90, lr=5e-3)
+    [layer] = lab.spec["panels"][0]["layers"]
+    before = run.tables["prompt"]
+    told = write(run, layer, 40)
+    assert len(told) == 40 == len(write(run, layer, 40)) and told == write(
+        run, layer, 40
+    )
+    assert run.tables["prompt"] is before and "rose" in told
+    png, alt = lab.poster()
+    assert png.startswith(b"\x89PNG") and "told" in alt
+
+
+def test_a_pasted_text_is_checked_in_the_kernel(writer):
+    lab = TrainingLab(writer, [panel("told", text("next", "prompt"))])
+    ask(lab, {"op": "reset", "key": "a", "seed": 0})
+    table = {"op": "table", "key": "a", "table": "text"}
+    ask(lab, table, rows=torch.ones(3, 9))
+    with pytest.raises(RuntimeError, match="rows of text hold 1..8; they number"):
+        ask(lab, table, rows=torch.tensor([[1.0] * 8 + [8]]))
+
+
+def test_a_text_stands_alone_and_on_a_table_of_texts(writer, program):
+    one = text("next", "prompt")
+    for panels, source in (
+        ([panel("p", one, images("maps", 2))], writer),
+        ([panel("p", text("heat", "data"))], program),
+    ):
+        with pytest.raises(ValueError, match="a text stands alone in its panel"):
+            TrainingLab(source, panels)

@@ -240,6 +240,14 @@ def test_each_module_parses(node, path):
     subprocess.run([node, "--check", path], check=True, timeout=60)
 
 
+def test_a_joined_module_imports_no_name_under_another(tmp_path, monkeypatch):
+    (tmp_path / "a.mjs").write_text('import { b as c } from "./b.mjs";\nc();\n')
+    (tmp_path / "b.mjs").write_text("export const b = 1;\n")
+    monkeypatch.setattr("genlib.widgets.base.STATIC", tmp_path)
+    with pytest.raises(ValueError, match="a.mjs: a joined module keeps its names"):
+        join_module("a")
+
+
 def test_the_joined_module_stands_alone(node, tmp_path):
     joined = tmp_path / "joined.mjs"
     joined.write_text(join_module("latent_explorer"))

@@ -25,7 +25,7 @@ def join_module(name):
     """Return static/<name>.mjs with the local modules that it imports put before it.
 
     anywidget carries one text to the notebook, where relative imports lead nowhere.
-    The names of joined modules share one scope.
+    The names of joined modules share one scope, so none is imported under another.
     """
     seen = []
 
@@ -34,6 +34,11 @@ def join_module(name):
             return ""
         seen.append(name)
         text = (STATIC / f"{name}.mjs").read_text(encoding="utf-8")
+        for line in _IMPORT.finditer(text):
+            if " as " in line[0]:
+                raise ValueError(
+                    f"{name}.mjs: a joined module keeps its names: {line[0]}"
+                )
         before = "".join(read(other) for other in _IMPORT.findall(text))
         text = _IMPORT.sub("", text)
         if len(seen) > 1 and name != seen[0]:

@@ -31,7 +31,8 @@ def draw_poster(panels, frames):
 
 
 def _value(layer, frame):
-    return np.asarray(layer["fixed"] if "fixed" in layer else frame[layer["value"]])
+    value = layer["fixed"] if "fixed" in layer else frame[layer["value"]]
+    return value if isinstance(value, str) else np.asarray(value)
 
 
 def _points(ax, spec, layer, values, colour):
@@ -108,6 +109,15 @@ def _graph(ax, spec, layer, values, colour):
         ax.legend(loc="upper right", fontsize=8)
 
 
+def _text(ax, spec, layer, values, colour):
+    import textwrap
+
+    lines = textwrap.wrap(" ".join(values[-1].split()), 42)[-16:]
+    style = {"va": "top", "family": "monospace", "size": 9}
+    ax.spines[:].set_visible(False)
+    ax.text(0.02, 0.97, "\n".join(lines), transform=ax.transAxes, **style)
+
+
 def _images(ax, spec, layer, values, colour):
     from genlib.plot import image_grid
 
@@ -124,6 +134,7 @@ DRAW = {
     "trail": _trail,
     "graph": _graph,
     "images": _images,
+    "text": _text,
 }
 
 

@@ -10,7 +10,7 @@ import time
 import torch
 
 from genlib.export import export_program
-from genlib.live import Choice, Run, Slider
+from genlib.live import Choice, Run, Slider, uniform_noise
 from genlib.widgets.base import PageWidget, join_module, live_folder, read_styles
 from genlib.widgets.poster import draw_poster
 
@@ -68,6 +68,16 @@ def images(value, cols, label=""):
     return {"mark": "images", "value": value, "cols": cols, "label": label}
 
 
+def text(value, table, temperature=0.7):
+    """A text that the present model writes: a panel of its own.
+
+    `value` holds the next token's probabilities at each place of a window (T, V),
+    `table` names the table of that window, one row of a text (`Program.texts`). With
+    each picture one token is drawn, at this temperature, and joins the window.
+    """
+    return {"mark": "text", "value": value, "table": table, "temperature": temperature}
+
+
 def panel(title, *layers, extent=None, axes=("", ""), draw=None, description=""):
     """One picture: layers from the bottom up over `extent` (x0, x1, y0, y1).
 
@@ -109,6 +119,7 @@ SHAPES = {  # what a mark takes, None being any number
     "trail": (None, 2),
     "graph": (None,),
     "images": (None, None, None, None),
+    "text": (None, None),
 }
 
 
@@ -226,10 +237,28 @@ class TrainingLab(PageWidget):
         for _ in range(30):
             run.step(max(1, self._poster_steps // 30))
             paths.append(run.view())
+        for p in self.spec["panels"]:
+            for layer in p["layers"]:
+                if layer["mark"] == "text":
+                    paths[-1] |= {layer["value"]: write(run, layer, 250)}
         alt = f"After {run.steps} training steps. " + " ".join(
             p["description"].rstrip(".") + "." for p in self.spec["panels"]
         )
         return draw_poster(self.spec["panels"], paths), alt
+
+
+def write(run, layer, count):
+    """What a panel of text shows after `count` pictures of the present model."""
+    tokens, chars, out = list(layer["prompt"]), layer["chars"], ""
+    before = run.tables[layer["table"]]
+    for k in range(1, count + 1):
+        run.replace(layer["table"], torch.tensor([tokens]).float())
+        sharp = run.view()[layer["value"]][-1].double() ** (1 / layer["temperature"])
+        [u] = uniform_noise(run.seed, "written", k, 1)
+        token = int((sharp.cumsum(0) > u * sharp.sum()).int().argmax())
+        tokens, out = [*tokens[1:], token], out + chars[token]
+    run.tables[layer["table"]] = before
+    return out
 
 
 def _number(value):
@@ -238,6 +267,8 @@ def _number(value):
 
 def _spec(program, panels, curves, title, seed):
     """Return all that the module draws, as plain JSON."""
+    panels = [_with_texts(program, p) for p in panels]
+    prompts = {x["table"] for p in panels for x in p["layers"] if x["mark"] == "text"}
     for p in panels:
         for layer in p["layers"]:
             _check_layer(p, layer, program.outputs)
@@ -262,7 +293,9 @@ def _spec(program, panels, curves, title, seed):
                     (i for i, p in enumerate(panels) if p["draw"] == name), None
                 )
             }
+            | _vocabulary(program, name)
             for name, options in program.tables.items()
+            if name not in prompts
         ],
         "phases": [phase.name for phase in program.phases] if several else [],
         "metrics": [  # the columns of a step's answer, each with its phase's number
@@ -273,6 +306,30 @@ def _spec(program, panels, curves, title, seed):
         "curves": [c | {"series": _series(program, c)} for c in curves],
         "panels": list(panels),
     }
+
+
+def _vocabulary(program, table):
+    """Of a table of texts: its characters, and how many make a row."""
+    if table not in program.texts:
+        return {}
+    rows = next(iter(program.tables[table].values())).rows
+    return {"chars": program.texts[table], "width": rows.shape[1]}
+
+
+def _with_texts(program, p):
+    """A panel whose layers of text know their vocabulary and how they begin."""
+    texts = [layer for layer in p["layers"] if layer["mark"] == "text"]
+    if not texts:
+        return p
+    layer, name = texts[0], texts[0]["table"]
+    if len(p["layers"]) > 1 or name not in program.texts:
+        raise ValueError(
+            f"panel {p['title']!r}: a text stands alone in its panel, and its table is "
+            f"one of texts ({', '.join(program.texts) or 'none'}), not {name!r}"
+        )
+    [prompt] = next(iter(program.tables[name].values())).rows[:1].int().tolist()
+    layer = layer | {"chars": program.texts[name], "prompt": prompt}
+    return p | {"layers": [layer]}
 
 
 def _check_layer(p, layer, outputs):

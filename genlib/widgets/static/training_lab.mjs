@@ -5,7 +5,9 @@ import { makeChoice, makeSlider, plain, typed } from "./controls.mjs";
 import { LostKernel, kernelEngine } from "./engine.mjs";
 import { PALETTE, h, onTheme, pageColours } from "./dom.mjs";
 import { aspectOf, isPlane, makeLegend, makePanel } from "./panels.mjs";
+import { makePaste } from "./paste.mjs";
 import { makeSketch } from "./sketch.mjs";
+import { makeTextPanel } from "./text_panel.mjs";
 
 const SPEEDS = [1, 3, 10, 30, 100, Infinity]; // steps a second
 const CALL_MS = 32; // of training in one request at full speed
@@ -15,6 +17,7 @@ const CHART_MS = 100; // between two drawings of the curves
 const MOST_STEPS = 1024; // in one request
 const TELL_MS = 5000; // between two reports to a screen reader
 const MOST_SEED = 0xffffffff;
+const AT_REST = 100; // tokens that a paused model writes on request
 
 // Steps for the next request, given what one was seen to cost in milliseconds
 export function stepsFor(cost, before) {
@@ -74,8 +77,11 @@ function render({ model, el, started = false }) {
   const hidden = new Set(); // layers
   const plane = spec.panels.find(isPlane);
   const ratio = plane ? aspectOf(plane) : 1.25;
-  const panels = spec.panels.map((panel) => makePanel(panel, hidden, ratio));
-  const kept = spec.panels.map((panel) => makePanel(panel, hidden, ratio));
+  const writes = ({ layers }) => layers[0].mark === "text";
+  const writeButtons = spec.panels.map((panel) => writes(panel) && button(`Write ${AT_REST} characters`, writeOn, "The model as it is now writes on"));
+  const panels = spec.panels.map((panel, k) => (writes(panel) ? makeTextPanel(panel, writeButtons[k]) : makePanel(panel, hidden, ratio)));
+  const kept = spec.panels.map((panel) => (writes(panel) ? makeTextPanel(panel) : makePanel(panel, hidden, ratio)));
+  const texts = panels.filter(({ take }) => take);
   const legends = spec.panels.map((panel) => makeLegend(panel, hidden, redraw));
   panels.forEach(({ element }, k) => legends[k].element && element.append(legends[k].element));
   const trails = spec.panels.flatMap(({ layers }) => layers.filter(({ mark }) => mark === "trail"));
@@ -120,7 +126,7 @@ function render({ model, el, started = false }) {
   const controls = spec.controls.map((control) =>
     control.kind === "slider" ? makeSlider(control, uid, refresh, say) : makeChoice(control, uid, refresh),
   );
-  const tables = spec.tables.filter(({ options, draw }) => options.length > 1 || draw !== null).map(makeTable);
+  const tables = spec.tables.filter(({ options, draw, chars }) => options.length > 1 || draw !== null || chars).map(makeTable);
   // Few settings beside many curves would leave a hole: then curves stand side by side
   const wide = charts.length > 1 && controls.length + tables.length <= 4;
   const settings =
@@ -164,12 +170,14 @@ function render({ model, el, started = false }) {
   el.append(root);
 
   // --- The data, chosen or drawn ------------------------------------------------
-  function makeTable({ name, label, options, draw }) {
+  function makeTable({ name, label, options, draw, chars, width }) {
     const select = h("select", { id: `${uid}-${name}`, onchange: () => choose(select.value) }, options.map((option) => h("option", { value: option }, option)));
-    const own = h("option", { value: "" }, "your drawing");
-    const more = draw === null ? null : button("Draw…", openSketch, `Draw the ${label} yourself`);
+    const own = h("option", { value: "" }, chars ? "your text" : "your drawing");
+    const sketches = draw !== null && button("Draw…", openSketch, `Draw the ${label} yourself`);
+    const more = chars ? button("Paste…", openPaste, `Bring a ${label} of your own`, { "aria-expanded": "false" }) : sketches || null;
     let rows = null;
     let sketch = null;
+    let paste = null;
 
     function choose(option) {
       ask(async () => {
@@ -201,6 +209,32 @@ function render({ model, el, started = false }) {
     function closeSketch() {
       sketch.close();
       sketch = null;
+      more.focus({ preventScroll: true });
+    }
+
+    function openPaste() {
+      if (paste) return;
+      paste = makePaste({ label, chars, width }, uid, {
+        say,
+        leave: closePaste,
+        use(pasted, count, note) {
+          rows = pasted;
+          select.append(own);
+          select.value = "";
+          closePaste();
+          say([`The ${label} is now yours: ${count.toLocaleString("en-GB")} characters. The training goes on; Reset starts it anew.`, note].filter(Boolean).join(" "));
+          choose("");
+        },
+      });
+      more.setAttribute("aria-expanded", "true");
+      element.after(paste.element);
+      paste.focus();
+    }
+
+    function closePaste() {
+      paste.element.remove();
+      paste = null;
+      more.setAttribute("aria-expanded", "false");
       more.focus({ preventScroll: true });
     }
 
@@ -266,7 +300,16 @@ function render({ model, el, started = false }) {
     }
   }
 
+  // What the panels of text have written is what their model reads next
+  async function feedTexts() {
+    for (const text of texts) {
+      const rows = text.take();
+      if (rows) await call({ op: "table", table: text.table }, { rows });
+    }
+  }
+
   async function advance(count, gates, look) {
+    if (look) await feedTexts();
     const asked = performance.now();
     if (look) viewed = asked;
     const answer = await call({ op: "step", n: count, scalars: scalars(), gates, view: look });
@@ -274,7 +317,9 @@ function render({ model, el, started = false }) {
     const each = answer.ms.data[0] / count;
     cost = cost === null ? each : 0.6 * cost + 0.4 * each;
     n = stepsFor(cost, n);
+    if (step === 0) show();
     [step] = answer.step.data;
+    if (step === count) show();
     stale = !look;
     const bad = readMetrics(answer, phaseOf, note);
     if (look) present(answer, true, performance.now() - asked);
@@ -288,6 +333,7 @@ function render({ model, el, started = false }) {
 
   // Ask for the picture of the present state
   async function look(moved) {
+    await feedTexts();
     const asked = performance.now();
     const answer = await call({ op: "view", slot: "now", scalars: scalars() });
     stale = false;
@@ -318,6 +364,7 @@ function render({ model, el, started = false }) {
     for (const [name, group] of Object.entries(sinks.view)) {
       for (const { chart, k } of group) chart.add(k, step, outputs[name].data[0]);
     }
+    if (moved && step > 0) texts.forEach((text) => text.read(outputs, seed));
     if (view === null) requestAnimationFrame(paint);
     view = { outputs, moved: moved || view?.moved, ms };
   }
@@ -357,7 +404,16 @@ function render({ model, el, started = false }) {
   // --- What the reader does -------------------------------------------------------------
   function summary() {
     const curves = charts.map((chart) => chart.words()).filter(Boolean);
-    return [`Step ${step}`, ...curves].join(". ");
+    const written = texts.map((text) => text.words()).filter(Boolean);
+    return [`Step ${step}`, ...curves, ...written.map((words) => `It writes: ${words}`)].join(". ");
+  }
+
+  function writeOn() {
+    if (running) stop();
+    ask(async () => {
+      for (let k = 0; k < AT_REST && !closed && !running; k += 1) await look(true);
+      tell(summary());
+    });
   }
 
   function show() {
@@ -365,6 +421,9 @@ function render({ model, el, started = false }) {
     root.classList.toggle("gl-running", running);
     [main, ...stepButtons].forEach((item) => {
       item.disabled = broken;
+    });
+    writeButtons.filter(Boolean).forEach((item) => {
+      item.disabled = broken || step === 0;
     });
     if (!running) rateText.textContent = "";
   }
