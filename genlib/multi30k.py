@@ -35,7 +35,7 @@ from genlib.transformer import (
 )
 
 WEIGHTS = Path(__file__).parent / "multi30k.safetensors"
-STEPS = 6000  # of the run that made them: 25 epochs
+STEPS = 6000  # of the run that made them: 20 epochs
 
 
 def read(split="train"):
