@@ -4,7 +4,8 @@ another, token by token, and asks the encoder at every step what to look at.
 Vaswani et al. 2017, "Attention Is All You Need", arXiv:1706.03762. Norms before the
 layers: Xiong et al. 2020, arXiv:2002.04745; label smoothing: Szegedy et al. 2016,
 arXiv:1512.00567; length normalisation: Wu et al. 2016, arXiv:1609.08144; byte pairs:
-Sennrich et al. 2016, arXiv:1508.07909, over bytes: Radford et al. 2019.
+Sennrich et al. 2016, arXiv:1508.07909, over bytes: Radford et al. 2019. Its
+rival here: attention in a recurrent network, Luong et al. 2015, arXiv:1508.04025.
 
 Shapes: source tokens src (B, S), target tokens idx (B, T), int64, padded with PAD; a
 target begins with START and ends with END.
@@ -215,12 +216,14 @@ def initialize(model):
 def label_smoothing_loss(logits, targets, smoothing=0.1):
     r"""Cross-entropy with a target that is a little unsure, mean over tokens, nats.
 
-    $-(1 - \epsilon) \log p_{right} - \frac{\epsilon}{V} \sum_v \log p_v$ (Szegedy et
-    al. 2016, section 7). Logits (B, T, V), targets (B, T); PAD does not count.
+    $-\sum_v q_v \log p_v$, where q has $1 - \epsilon$ at the right token and another
+    $\epsilon / V$ at each (Szegedy et al. 2016, section 7). Logits (B, T, V), targets
+    (B, T); PAD does not count.
     """
-    log_p = logits.log_softmax(-1)
-    right = log_p.gather(-1, targets[..., None])[..., 0]  # (B, T)
-    loss = -(1 - smoothing) * right - smoothing * log_p.mean(-1)
+    V = logits.shape[-1]
+    right = targets[..., None] == torch.arange(V, device=targets.device)  # (B, T, V)
+    q = (1 - smoothing) * right + smoothing / V
+    loss = -(q * logits.log_softmax(-1)).sum(-1)  # (B, T)
     real = (targets != PAD).to(loss.dtype)
     return (loss * real).sum() / real.sum()
 
@@ -414,6 +417,19 @@ def draw_numbers(count, digits, held=False, generator=None):
     return numbers
 
 
+def number_pairs(numbers, source="en", target="de"):
+    """Numbers -> pairs of texts: [("twenty-one", "einundzwanzig"), ...]."""
+    return [(number_words(n, source), number_words(n, target)) for n in numbers]
+
+
+def number_bpe(languages=("en", "de"), merges=89):
+    """Byte pairs of number words: 89 cut 21 into ein|und|zwanzig, 100 no longer."""
+    numbers = [*range(100)] * 10
+    numbers += draw_numbers(1000, 4, generator=torch.Generator().manual_seed(0))
+    words = [number_words(n, language) for n in numbers for language in languages]
+    return BPE(learn_merges("\n".join(words), merges))
+
+
 def pad_rows(rows):
     """Lists of tokens -> one tensor (B, T), filled up with PAD at the end."""
     T = max(map(len, rows))
@@ -427,6 +443,111 @@ def encode_pairs(bpe, pairs):
         pad_rows([[*bpe.encode(text), END] for text in src]),
         pad_rows([[START, *bpe.encode(text), END] for text in tgt]),
     )
+
+
+def pair_batches(src, tgt, batch_size, seed=0):
+    """Endless batches of pairs, drawn with return: src (B, S) and tgt (B, T).
+
+    Each is as long as its longest sentence. All is drawn from a generator of `seed`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        index = torch.randint(len(src), (batch_size,), generator=generator)
+        yield tuple(x[:, : (x != PAD).sum(1).max()] for x in (src[index], tgt[index]))
+
+
+@torch.no_grad()
+def cross_maps(model, src, tgt):
+    """Where each written token looked in the source: (B, n_layer, n_head, T - 1, S).
+
+    src (B, S), tgt (B, T) from START on. Row t is the moment in which token t + 1 of
+    `tgt` is written, when those up to t are known.
+    """
+    return model.decode(tgt[:, :-1], *model.encode(src))[1]
+
+
+def looks_at_unit(model, bpe, numbers):
+    """Share of numbers whose German unit is written with the eye on the English one.
+
+    Of "thirty-two" -> "zweiunddreißig": does the token that begins "zwei" give most of
+    its weight to a token of "two"? For each layer and head: (n_layer, n_head). The
+    numbers end in 21..99, without the tens 30, 40, ...
+    """
+    seen = []
+    for n in numbers:
+        english, german = number_pairs([n])[0]
+        src, tgt = encode_pairs(bpe, [(english, german)])
+        unit = english.rindex("-") + 1
+        tail = len(number_words(n % 100, "de"))
+        row = token_at(bpe, tgt[0, 1:], len(german) - tail)
+        first = token_at(bpe, src[0], unit)
+        looked = cross_maps(model, src, tgt)[0, :, :, row].argmax(-1)  # (L, n_head)
+        seen.append((looked >= first) & (looked < src.shape[1] - 1))  # no END
+    return torch.stack(seen).float().mean(0)
+
+
+def token_at(bpe, idx, place):
+    """Which of the tokens holds the character at `place` of their text."""
+    for i in range(len(idx)):
+        if len(bpe.decode(idx[: i + 1].tolist())) > place:
+            return i
+    raise ValueError(f"the text has no character {place}")
+
+
+def spoil(tgt, share, generator=None):
+    """Replace a share of the tokens by others of the same batch: tgt (B, T) -> (B, T).
+
+    START, END and PAD stay. A decoder that reads this in training meets mistakes.
+    """
+    words = tgt[tgt > END]
+    drawn = words[torch.randint(len(words), tgt.shape, generator=generator)]
+    struck = torch.rand(tgt.shape, generator=generator) < share
+    return torch.where(struck & (tgt > END), drawn, tgt)
+
+
+# --- a recurrent rival ----------------------------------------------------------------
+
+
+class RecurrentTranslator(nn.Module):
+    """Two gated recurrent units, one attention between them (Luong et al. 2015).
+
+    It has the methods of `Transformer`, so `make_step`, `greedy` and the rest take it.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, C = config, config.n_embd
+        self.embedding = nn.Embedding(config.vocab_size, C)
+        self.reader = nn.GRU(C, C, batch_first=True, bidirectional=True)
+        self.memory = nn.Linear(2 * C, C)
+        self.writer = nn.GRU(C, C, batch_first=True)
+        self.cross = MultiHeadAttention(C, 1)
+        self.mix = nn.Linear(2 * C, C)
+        initialize(self)
+
+    def encode(self, src):
+        """Source tokens (B, S) -> memory (B, S, C) and its mask (B, 1, 1, S)."""
+        real = (src != PAD).sum(1).cpu()
+        pack = nn.utils.rnn.pack_padded_sequence
+        x = pack(self.embed(src), real, batch_first=True, enforce_sorted=False)
+        x, _ = nn.utils.rnn.pad_packed_sequence(
+            self.reader(x)[0], batch_first=True, total_length=src.shape[1]
+        )
+        return self.memory(x), padding_mask(src, PAD)
+
+    def embed(self, idx):
+        return self.embedding(idx) * math.sqrt(self.config.n_embd)
+
+    def decode(self, idx, memory, memory_mask):
+        """Target tokens so far (B, T) -> logits of the next (B, T, V) and maps."""
+        x = self.writer(self.embed(idx))[0]  # (B, T, C)
+        y, weights = self.cross(x, memory, memory_mask)
+        x = self.mix(torch.cat((x, y), -1)).tanh()
+        return F.linear(x, self.embedding.weight), weights[:, None]
+
+    def forward(self, src, idx):
+        """Source (B, S), target so far (B, T) -> logits of what follows (B, T, V)."""
+        return self.decode(idx, *self.encode(src))[0]
 
 
 # --- byte pairs -----------------------------------------------------------------------
@@ -559,6 +680,14 @@ class BPE:
             idx += self.known[word]
         return idx
 
+    def pieces(self):
+        """The bytes of each token, as lists; special ones have none."""
+        byte = {name: b for b, name in self.names.items()}
+        return [
+            [] if token in self.silent else [byte[c] for c in token]
+            for token in self.tokens
+        ]
+
     def decode(self, idx):
         """Tokens -> their text, without special ones; half a character is U+FFFD."""
         text = "".join(t for i in idx if (t := self.tokens[i]) not in self.silent)
@@ -595,3 +724,121 @@ def translate(model, bpe, text, known=None, width=4, max_length=64):
     device = model.embedding.weight.device
     src = torch.tensor([*src, END], device=device)
     return bpe.decode(beam_search(model, src, width, max_length)[0][1])
+
+
+# --- in the page ----------------------------------------------------------------------
+
+
+def write_all(model, src, T):
+    """As `greedy`, always T tokens, and the maps: (B, T), (B, n_layer, n_head, T, S).
+
+    Nothing depends on what is written, so that a page can run it: no END stops it.
+    """
+    memory, mask = model.encode(src)
+    idx = torch.full_like(src[:, :1], START).expand(-1, T)  # what stands beyond t
+    for t in range(T):  # is not seen
+        logits, maps = model.decode(idx, memory, mask)
+        token = logits[:, t, END:].argmax(-1, keepdim=True) + END
+        idx = torch.cat((idx[:, : t + 1], token, idx[:, t + 2 :]), 1)
+    return idx[:, 1:], maps
+
+
+SHOWN = (21, 42, 76, 107, 294, 583, 815, 999)  # what a page translates all the time
+
+
+def page_program(batch=32):
+    """Numbers below 1,000 from English to German, in the page (see `genlib.live`).
+
+    The reader sets the rate, the label smoothing, and the number `n` to look into. The
+    views are those of `page_views`.
+    """
+    from genlib.live import First, Phase, Program, Rows, Slider
+    from genlib.training import Adam
+
+    bpe = number_bpe()
+    model = Transformer(TransformerConfig(len(bpe), 1, 1, 48, 96, 0.0, True, 16)).eval()
+    page_starts(model)
+    src, tgt = encode_pairs(bpe, number_pairs(range(1000)))
+    S, rows = src.shape[1], torch.cat((src, tgt), 1).float()
+    held = torch.tensor([held_out(n) for n in range(1000)])
+
+    def loss(rows, smoothing):
+        rows = rows.round().long()
+        src, tgt = rows[:, :S], rows[:, S:]
+        return label_smoothing_loss(model(src, tgt[:, :-1]), tgt[:, 1:], smoothing)
+
+    feeds = {
+        "rows": Rows("pairs", batch),
+        "numbers": First("numbers", 1000),
+        "test": First("held out", int(held.sum())),
+        "n": Slider(21, 0, 999, integer=True, label="a number to look into"),
+        "lr": Slider(1.5e-3, 1e-4, 3e-2, log=True, label="learning rate"),
+        "smoothing": Slider(0.1, 0.0, 0.5, label="label smoothing"),
+    }
+    tables = {"pairs": rows[~held], "numbers": rows, "held out": rows[held]}
+    tables = {name: {name: rows} for name, rows in tables.items()}
+    phase = Phase("translator", "model", loss, Adam(betas=(0.9, 0.98)), "lr")
+    return Program({"model": model}, [phase], feeds, page_views(model, S), tables)
+
+
+def page_views(model, S):
+    """What the page sees of a model that reads S tokens.
+
+    What it writes for SHOWN (8, T) and for `n`, as tokens; where it looked for `n`
+    (T, S); of the numbers held out, the share in % that is right as a whole, and that
+    of tokens that are right when told those before.
+    """
+
+    def views(n, numbers, test):
+        rows = torch.cat((torch.tensor(SHOWN), n.round().long()[None]))
+        chosen = numbers.round().long().index_select(0, rows)[:, :S]
+        T = numbers.shape[1] - S - 1
+        written, maps = write_all(model, chosen, T)
+        test = test.round().long()
+        truth = test[:, S + 1 :]
+        hits = model(test[:, :S], test[:, S:-1]).argmax(-1) == truth
+        real = (truth != PAD).float()
+        hits = hits.float() * real
+        whole = (hits.sum(1) - real.sum(1)).abs() < 0.5
+        return {
+            "written": written[:-1], "chosen": written[-1], "asked": chosen[-1],
+            "map": maps[-1, -1, 0], "exact": 100 * whole.float().mean(),
+            "forced": 100 * hits.sum() / real.sum(),
+        }  # fmt: skip
+
+    return views
+
+
+def page_starts(model):
+    """Tell the page to draw each matrix as wide as `initialize` does."""
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.init_std = (2 / sum(parameter.shape)) ** 0.5  # Glorot and Bengio
+    model.embedding.weight.init_std = model.config.n_embd**-0.5
+
+
+def page_panels():
+    """Panels and curves of the lab that trains `page_program`."""
+    from genlib.widgets.training_lab import alignment, curve, panel, sentences
+
+    bpe = number_bpe()
+    english, german = zip(*number_pairs(SHOWN), strict=True)
+    writes = panel(
+        "What it writes",
+        sentences("written", bpe.pieces(), english, german),
+        description="English numbers and what the model writes for each in German, "
+        "marked as right or wrong.",
+    )
+    looks = panel(
+        "Where it looks",
+        alignment("map", "chosen", "asked", bpe.pieces()),
+        description="A table of the number chosen: a row for each German token, in the "
+        "order in which it is written, a column for each English one, dark where the "
+        "model looks.",
+    )
+    plots = [
+        curve("loss", "loss", unit="nats"),
+        curve("held-out numbers", ("exact", "whole words right"),
+              ("forced", "tokens right, told the ones before"), unit="%"),
+    ]  # fmt: skip
+    return [writes, looks], plots

@@ -669,6 +669,7 @@ LEARNED = {
     "stability/grid": (800, lambda view, last: view["modes"] >= 12),
     "training/digits": (200, lambda view, last: view["validation"] < 0.4),
     "training/surface": (200, lambda view, last: last["Adam_height"] < 0.1),
+    "transformer/numbers": (300, lambda view, last: view["exact"] > 85),
     "vae/train": (300, lambda view, last: last["loss"] < 170),
 }
 

@@ -65,6 +65,7 @@ PROGRAMS = {
     "stability/grid": "stability.grid_program",
     "training/digits": "training.digits_program",
     "training/surface": "training.surface_program",
+    "transformer/numbers": "transformer.page_program",
     "vae/train": "vae.digits_program",
 }
 

@@ -22,14 +22,17 @@ from genlib.transformer import (
     END,
     LANGUAGES,
     PAD,
+    SHOWN,
     START,
     DecoderLayer,
     EncoderLayer,
+    RecurrentTranslator,
     Transformer,
     TransformerConfig,
     beam_search,
     big,
     byte_symbols,
+    cross_maps,
     draw_numbers,
     encode_pairs,
     exact_match,
@@ -40,13 +43,22 @@ from genlib.transformer import (
     label_smoothing_loss,
     learn_merges,
     length_penalty,
+    looks_at_unit,
     make_step,
     merge_pair,
+    number_bpe,
+    number_pairs,
     number_words,
     pad_rows,
+    page_panels,
+    page_program,
+    pair_batches,
     split_words,
+    spoil,
+    token_at,
     translate,
     warmup_rate,
+    write_all,
 )
 
 SMALL = {"vocab_size": 11, "n_layer": 2, "n_head": 3, "n_embd": 12, "n_hidden": 20}
@@ -594,3 +606,196 @@ def test_gpt2s_byte_pairs(require_data):
     )
     assert bpe.encode(TEXT) == reference.encode(TEXT).ids
     assert bpe.decode(bpe.encode(TEXT)) == TEXT
+
+
+# --- the chapter's task ---------------------------------------------------------------
+
+
+def test_number_words_are_cut_where_they_are_glued():
+    bpe = number_bpe()
+
+    def cut(text):
+        return [bpe.decode([i]) for i in bpe.encode(text)]
+
+    assert cut("einundzwanzig") == ["ein", "und", "zwanzig"]
+    assert cut("twenty-one") == ["twenty", "-", "one"]
+    assert number_pairs([97], "en", "fr") == [("ninety-seven", "quatre-vingt-dix-sept")]
+    texts = [text for pair in number_pairs(range(100)) for text in pair]
+    for text in texts:
+        assert bpe.decode(bpe.encode(text)) == text
+    assert [bytes(b).decode() for b in bpe.pieces()[-3:]] == [
+        bpe.decode([i]) for i in range(len(bpe) - 3, len(bpe))
+    ]
+    assert bpe.pieces()[:3] == [[], [], []]
+
+
+def test_batches_of_pairs_are_whole_rows_without_needless_padding():
+    src, tgt = encode_pairs(number_bpe(), number_pairs(range(100)))
+    rows = {(*a.tolist(), *b.tolist()) for a, b in zip(src, tgt, strict=True)}
+    one, other = (pair_batches(src, tgt, 7, seed=3) for _ in range(2))
+    seen = set()
+    for _ in range(40):
+        (s, t), same = next(one), next(other)
+        assert torch.equal(s, same[0]) and torch.equal(t, same[1])
+        assert s[:, -1].ne(PAD).any() and t[:, -1].ne(PAD).any()
+        s = F.pad(s, (0, src.shape[1] - s.shape[1]), value=PAD)
+        t = F.pad(t, (0, tgt.shape[1] - t.shape[1]), value=PAD)
+        found = {(*a.tolist(), *b.tolist()) for a, b in zip(s, t, strict=True)}
+        assert found <= rows
+        seen |= found
+    assert len(seen) > 85
+
+
+def test_spoiling_strikes_words_only_and_as_often_as_said():
+    tgt = torch.tensor([[START, 5, 6, 7, END, PAD]] * 4000)
+    told = spoil(tgt, 0.3, torch.Generator().manual_seed(0))
+    assert (told[:, [0, 4, 5]] == tgt[:, [0, 4, 5]]).all()
+    changed = (told != tgt)[:, 1:4].float().mean().item()
+    assert changed == pytest.approx(0.3 * 2 / 3, abs=0.02)  # a third draws itself
+    assert told[:, 1:4].unique().tolist() == [5, 6, 7]
+    assert torch.equal(spoil(tgt, 0.0), tgt)
+
+
+def test_where_it_looked_is_counted_at_the_unit():
+    """A model of which only the maps matter: it looks where we say."""
+    bpe, config = number_bpe(), TransformerConfig(n_layer=1, n_head=2)
+
+    class Looker:
+        def __init__(self, place):
+            self.place, self.config = place, config
+
+        def encode(self, src):
+            return src, None
+
+        def decode(self, idx, memory, mask):
+            weights = torch.zeros(1, 1, 2, idx.shape[1], memory.shape[1])
+            weights[..., 0] = 0.5
+            for t in range(idx.shape[1]):
+                weights[0, 0, 1, t, self.place(memory[0], t)] = 0.9
+            return None, weights
+
+    numbers = [21, 42, 187, 999]
+    at_unit = Looker(lambda src, t: len(src) - 2)  # before END; "seven" is one token
+    assert looks_at_unit(at_unit, bpe, numbers).tolist() == [[0.0, 1.0]]
+    at_end = Looker(lambda src, t: len(src) - 1)
+    assert looks_at_unit(at_end, bpe, numbers).tolist() == [[0.0, 0.0]]
+    # Only at the row of the unit: 0 for 21 (ein), 2 for 187 (ein hundert sieben)
+    late = Looker(lambda src, t: len(src) - 2 if t == 2 else 0)
+    assert looks_at_unit(late, bpe, [21, 187]).tolist() == [[0.0, 0.5]]
+
+
+def test_token_at_a_character():
+    bpe = number_bpe()
+    idx = torch.tensor(bpe.encode("einundzwanzig"))
+    assert [token_at(bpe, idx, k) for k in (0, 2, 3, 5, 6, 12)] == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match="no character 13"):
+        token_at(bpe, idx, 13)
+
+
+def test_cross_maps_are_those_of_the_decoder():
+    model, src, tgt = build(), tokens(2, 5), tokens(2, 4, seed=1)
+    maps = cross_maps(model, src, tgt)
+    assert maps.shape == (2, 2, 3, 3, 5)
+    torch.testing.assert_close(maps, model.decode(tgt[:, :-1], *model.encode(src))[1])
+    torch.testing.assert_close(maps.sum(-1), torch.ones(2, 2, 3, 3))
+
+
+# --- the recurrent rival --------------------------------------------------------------
+
+
+def rival(seed=0):
+    torch.manual_seed(seed)
+    return RecurrentTranslator(TransformerConfig(11, n_embd=12)).eval()
+
+
+def test_the_rival_reads_no_padding_and_no_future():
+    model, src, idx = rival(), tokens(3, 5), tokens(3, 6, seed=1)
+    longer = F.pad(src, (0, 4), value=PAD)
+    torch.testing.assert_close(model(longer, idx), model(src, idx))
+    with torch.no_grad():
+        other = 3 + (idx - 2) % 8
+        assert future_leak(lambda x: model(src, x), idx, other) == 0
+    moved = src.clone()
+    moved[:, 0] = 3 + (moved[:, 0] - 2) % 8
+    assert (model(moved, idx) - model(src, idx)).abs().amax((1, 2)).min() > 1e-4
+
+
+def test_the_rival_is_trained_and_written_with_as_the_transformer_is():
+    model = rival()
+    src = tokens(16, 5)
+    src = torch.cat((src, torch.full((16, 1), END)), 1)
+    tgt = torch.cat((torch.full((16, 1), START), src), 1)
+    fit(make_step(model, 0.5, 50), itertools.repeat((src, tgt)), 150, progress=False)
+    assert exact_match(model, src, tgt).float().mean() > 0.8
+    assert beam_search(model, src[0], 1)[0][1] == greedy(model, src[:1])[0].tolist()
+
+
+# --- the page -------------------------------------------------------------------------
+
+
+def test_what_the_page_writes_is_greedy():
+    model = build(scale=2.0)
+    src = tokens(6, 5)
+    written, maps = write_all(model, src, 7)
+    expected = greedy(model, src, 7)
+    for mine, theirs in zip(written.tolist(), expected.tolist(), strict=True):
+        end = mine.index(END) + 1 if END in mine else 7
+        assert mine[:end] == theirs[:end]
+    told = torch.cat((torch.full((6, 1), START), written), 1)
+    torch.testing.assert_close(maps, cross_maps(model, src, told))
+
+
+def test_the_page_program_learns_and_its_views_are_true():
+    from genlib.live import Run
+
+    program, bpe = page_program(), number_bpe()
+    run = Run(program, seed=1)
+    before = run.view()
+    assert before["exact"] < 5
+    run.step(250, lr=2e-3)
+    view = run.view(n=387.0)
+    assert view["exact"] > 85 and view["forced"] > view["exact"]
+    rows = [row[: row.index(END)] for row in view["written"].round().long().tolist()]
+    truth = [german for _, german in number_pairs(SHOWN)]
+    right = [bpe.decode(row) == text for row, text in zip(rows, truth, strict=True)]
+    assert sum(right) >= 6
+    asked = view["asked"].long().tolist()
+    assert bpe.decode(asked[: asked.index(END)]) == number_words(387, "en")
+    model = program.modules["model"]
+    values = {
+        k.removeprefix("model."): v for k, v in program.parameters(run.state).items()
+    }
+    model.load_state_dict(values)
+    held = [n for n in range(1000) if held_out(n)]
+    pairs = encode_pairs(bpe, number_pairs(held))
+    share = 100 * exact_match(model, *pairs).float().mean().item()
+    assert view["exact"].item() == pytest.approx(share, abs=0.01)
+    tokens_right = 100 * forced_accuracy(model, *pairs)
+    assert view["forced"].item() == pytest.approx(tokens_right, abs=0.01)
+
+
+def test_the_page_trains_on_nothing_that_is_held_out():
+    program = page_program()
+    rows = {
+        tuple(row) for row in program.tables["pairs"]["pairs"].rows.round().tolist()
+    }
+    held = program.tables["held out"]["held out"].rows.round().tolist()
+    assert len(rows) + len(held) == 1000 and not rows & {tuple(row) for row in held}
+
+
+def test_the_page_starts_as_wide_as_here():
+    model = page_program().modules["model"]
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            assert parameter.init_std == pytest.approx(parameter.std().item(), rel=0.1)
+        else:
+            assert not hasattr(parameter, "init_std"), name
+
+
+def test_the_panels_fit_the_program():
+    from genlib.widgets import TrainingLab
+
+    panels, plots = page_panels()
+    lab = TrainingLab(page_program(), panels, plots, poster_steps=30)
+    png, alt = lab.poster()
+    assert png[:4] == b"\x89PNG" and "in German" in alt

@@ -224,9 +224,9 @@ def genlib_modules(code):
 
 def imported_names(code):
     """Dotted names that a text imports from genlib: modules, and what may be one."""
-    lines = [s for s in code.splitlines() if not s.lstrip().startswith(("%", "!"))]
+    plain = re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.MULTILINE)  # magics
     names = set()
-    for node in ast.walk(ast.parse("\n".join(lines))):
+    for node in ast.walk(ast.parse(plain)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

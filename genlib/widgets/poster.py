@@ -25,6 +25,8 @@ def draw_poster(panels, frames):
             for k, layer in enumerate(spec["layers"]):
                 values = [_value(layer, frame) for frame in frames]
                 colour = layer.get("colour", plot.PALETTE[k % len(plot.PALETTE)])
+                if layer["mark"] == "alignment":
+                    layer = layer | {k: _row(frames[-1][layer[k]]) for k in SIDES}
                 DRAW[layer["mark"]](ax, spec, layer, values, colour)
             _finish(ax, spec)
         return small_png(fig)
@@ -126,6 +128,40 @@ def _images(ax, spec, layer, values, colour):
     )
 
 
+SIDES = ("rows", "cols")
+
+
+def _row(tokens):
+    return [round(float(k)) for k in tokens]
+
+
+def _pieces(numbers, tokens):
+    """The text of each token, up to the first that is none."""
+    found = []
+    for k in numbers:
+        if not tokens[k]:
+            break
+        found.append(bytes(tokens[k]).decode(errors="replace"))
+    return found
+
+
+def _sentences(ax, spec, layer, values, colour):
+    for n, numbers in enumerate(values[-1]):
+        text = "".join(_pieces(_row(numbers), layer["tokens"]))
+        sign = "✓" if text == layer["truth"][n] else "✗"
+        y, style = 1 - (n + 0.35) / len(values[-1]), {"transform": ax.transAxes}
+        ax.text(0.03, y, layer["given"][n], size=8, color="#595959", **style)
+        ax.text(0.03, y - 0.05, f"{sign} {text}", size=9.5, **style)
+
+
+def _alignment(ax, spec, layer, values, colour):
+    rows, cols = (_pieces(layer[k], layer["tokens"]) + ["end"] for k in SIDES)
+    ax.imshow(values[-1][: len(rows), : len(cols)], cmap="Purples", vmin=0, vmax=1)
+    ax.set_xticks(range(len(cols)), [c.strip() or "␣" for c in cols], rotation=45)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(False)
+
+
 DRAW = {
     "points": _points,
     "heatmap": _heatmap,
@@ -135,13 +171,16 @@ DRAW = {
     "graph": _graph,
     "images": _images,
     "text": _text,
+    "sentences": _sentences,
+    "alignment": _alignment,
 }
 
 
 def _finish(ax, spec):
     ax.set_title(spec["title"])
     if spec["extent"] is None:
-        ax.set(xticks=[], yticks=[])
+        if all(layer["mark"] != "alignment" for layer in spec["layers"]):
+            ax.set(xticks=[], yticks=[])
         ax.grid(False)
         return
     x0, x1, y0, y1 = spec["extent"]

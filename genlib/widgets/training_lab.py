@@ -78,6 +78,30 @@ def text(value, table, temperature=0.7):
     return {"mark": "text", "value": value, "table": table, "temperature": temperature}
 
 
+def sentences(value, tokens, given, truth):
+    """Sentences that a model writes: (N, T), tokens by number, under what was `given`.
+
+    `tokens` has the bytes of each; one without any ends a sentence. A sentence that is
+    its `truth` is marked as right, others as wrong.
+    """
+    return {"mark": "sentences", "value": value, "tokens": tokens, "label": ""} | {
+        "given": list(given),
+        "truth": list(truth),
+    }
+
+
+def alignment(value, rows, cols, tokens):
+    """Weights (T, S) between two sentences, as a table with their tokens at its sides.
+
+    `rows` (T,) and `cols` (S,) are outputs too: tokens by number. `tokens` as for
+    `sentences`; the first one without bytes is shown as the end.
+    """
+    return {"mark": "alignment", "value": value, "tokens": tokens, "label": ""} | {
+        "rows": rows,
+        "cols": cols,
+    }
+
+
 def panel(title, *layers, extent=None, axes=("", ""), draw=None, description=""):
     """One picture: layers from the bottom up over `extent` (x0, x1, y0, y1).
 
@@ -120,6 +144,8 @@ SHAPES = {  # what a mark takes, None being any number
     "graph": (None,),
     "images": (None, None, None, None),
     "text": (None, None),
+    "sentences": (None, None),
+    "alignment": (None, None),
 }
 
 

@@ -22,6 +22,8 @@ export function aspectOf({ extent, layers }, outputs, other) {
     const cols = Math.min(n, images.cols ?? n);
     return (cols * (width + 1) - 1) / (Math.ceil(n / cols) * (height + 1) - 1);
   }
+  const table = layers.find(({ mark }) => mark in HEIGHTS);
+  if (table) return HEIGHTS[table.mark](table, outputs);
   if (!isPlane({ extent, layers })) return other;
   const [x0, x1, y0, y1] = extent;
   return (x1 - x0) / (y1 - y0);
@@ -67,6 +69,8 @@ export function makePanel(spec, hidden, other) {
 
   function draw(colours) {
     measure();
+    const words = spec.layers.map((layer) => SAID[layer.mark]?.(layer, outputs)).filter(Boolean);
+    if (words.length) canvas.setAttribute("aria-label", `${text}. ${words.join(" ")}`);
     const [width, height] = box;
     if (!width || !height) return;
     const dark = contrast(rgb(colours.surface), [0, 0, 0]) < 5;
@@ -101,7 +105,7 @@ export function makePanel(spec, hidden, other) {
 
   function drawLayer(layer, tools) {
     const data = layer.mark === "trail" ? trails.get(layer) : layerData(layer, outputs);
-    if (data) MARKS[layer.mark](data, layer, tools);
+    if (data) MARKS[layer.mark](data, layer, tools, outputs);
   }
 
   function follow(layer, { data, shape: [n] }) {
@@ -395,7 +399,116 @@ function graph({ data }, layer, tools) {
   context.stroke();
 }
 
-const MARKS = { heatmap, images, points, lines, arrows, trail, graph };
+// --- Tokens ---------------------------------------------------------------------------
+
+// Tokens up to the first that is no text -> the text of each
+export function pieces(numbers, tokens) {
+  const end = [...numbers].findIndex((k) => !tokens[Math.round(k)].length);
+  const read = end < 0 ? [...numbers] : [...numbers].slice(0, end);
+  return read.map((k) => tokens[Math.round(k)]);
+}
+
+const textOf = (parts) => new TextDecoder().decode(Uint8Array.from(parts.flat()));
+
+function written({ data, shape: [n, length] }, { tokens }) {
+  return Array.from({ length: n }, (_, i) => textOf(pieces(data.subarray(i * length, (i + 1) * length), tokens)));
+}
+
+// What was given, pale, and below it what the model writes
+function sentences(data, layer, { context, colours, width, height }) {
+  const texts = written(data, layer);
+  const line = height / texts.length;
+  const size = clamp(line * 0.36, 9, 15);
+  context.textAlign = "left";
+  context.textBaseline = "alphabetic";
+  texts.forEach((text, i) => {
+    const right = text === layer.truth[i];
+    const write = (words, y, font, colour) => {
+      context.font = font;
+      context.fillStyle = colour;
+      context.fillText(words, 8, y, width - 16);
+    };
+    const [upper, lower] = [line * (i + 0.42), line * (i + 0.86)];
+    write(layer.given[i], upper, `${size * 0.85}px system-ui, sans-serif`, colours.quiet);
+    write(`${right ? "✓" : "✗"} ${text || "(nothing)"}`, lower, `${right ? 600 : 400} ${size}px system-ui, sans-serif`, colours.ink);
+    if (i === 0) return;
+    context.fillStyle = colours.line;
+    context.fillRect(8, Math.round(line * i) + 0.5, width - 16, 1);
+  });
+}
+
+// The rows and columns that are text, with one more for the end
+function sides({ rows, cols, tokens }, outputs) {
+  return [rows, cols].map((name) => {
+    const { data } = outputs[name];
+    const parts = pieces(data, tokens).map((bytes) => textOf([bytes]).replace(/^ $/, "␣").trim());
+    return parts.length < data.length ? [...parts, "end"] : parts;
+  });
+}
+
+function alignment({ data, shape: [, S] }, layer, { context, colours, dark, width, height }, outputs) {
+  const [down, across] = sides(layer, outputs);
+  const size = clamp(width / 26, 10, 14);
+  context.font = `${size}px system-ui, sans-serif`;
+  const longest = (names) => Math.max(...names.map((name) => context.measureText(name).width));
+  const [left, top] = [Math.min(longest(down) + 14, width / 2), Math.min(longest(across) + 14, height / 2)];
+  const [w, h] = [(width - left - 6) / across.length, (height - top - 6) / down.length];
+  const [ground, full] = [rgb(colours.surface), rgb(dark ? "#88ccee" : "#332288")];
+  down.forEach((name, t) => {
+    const row = data.subarray(t * S, t * S + across.length);
+    across.forEach((_, s) => {
+      const shade = ground.map((v, c) => Math.round(v + row[s] * (full[c] - v)));
+      context.fillStyle = `rgb(${shade.join(", ")})`;
+      context.fillRect(left + s * w, top + t * h, w - 1, h - 1);
+      context.strokeStyle = colours.line;
+      context.lineWidth = 1;
+      context.strokeRect(left + s * w + 0.5, top + t * h + 0.5, w - 2, h - 2);
+    });
+    context.fillStyle = colours.ink;
+    context.textAlign = "right";
+    context.textBaseline = "middle";
+    context.fillText(name, left - 7, top + (t + 0.5) * h, left - 10);
+  });
+  context.textAlign = "left";
+  across.forEach((name, s) => {
+    context.save();
+    context.translate(left + (s + 0.5) * w, top - 7);
+    context.rotate(-Math.PI / 2);
+    context.fillStyle = colours.quiet;
+    context.fillText(name, 0, 0, top - 10);
+    context.restore();
+  });
+}
+
+// What a screen reader finds in place of the picture
+const SAID = {
+  sentences(layer, outputs) {
+    const data = layerData(layer, outputs);
+    if (!data) return "";
+    const one = (text, i) => `${layer.given[i]}: ${text || "nothing"}, ${text === layer.truth[i] ? "right" : "wrong"}`;
+    return `${written(data, layer).map(one).join("; ")}.`;
+  },
+  alignment(layer, outputs) {
+    const data = layerData(layer, outputs);
+    if (!data) return "";
+    const [down, across] = sides(layer, outputs);
+    const S = data.shape[1];
+    const most = (t) => {
+      const row = [...data.data.subarray(t * S, t * S + across.length)];
+      const best = row.indexOf(Math.max(...row));
+      return `${down[t]} looks at ${across[best]}, ${Math.round(100 * row[best])} %`;
+    };
+    return `${down.map((_, t) => most(t)).join("; ")}.`;
+  },
+};
+
+// Width over height of what holds words
+const HEIGHTS = {
+  sentences: ({ given }) => Math.min(1.6, 8.6 / given.length),
+  alignment: () => 1,
+};
+
+const MARKS = { heatmap, images, points, lines, arrows, trail, graph, sentences, alignment };
 
 // --- The legend: each layer with a label can be hidden --------------------------------
 
