@@ -65,6 +65,7 @@ test: check book ## everything: units, notebooks, the book in a browser
 bench: install ## measure genlib beside its peers (an hour; needs the data sets)
 	$(PY) -m bench.vae
 	$(PY) -m bench.gan
+	$(PY) -m bench.transformer
 	$(PY) -m bench.gpt
 	$(PY) tools/vendor.py
 	$(PY) -m bench.live

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import gan, gpt, live
+from bench import gan, gpt, live, transformer
 from bench import vae as bench
 from conftest import require_or_skip
 from genlib.attention import future_leak
@@ -582,3 +582,52 @@ def test_stored_gpt_result_is_of_this_bench():
         assert all(run["loss"] <= peer["loss"] for peer, run in pairs)
     text = gpt.report(stored)
     assert "times faster" in text and "generating 255 characters" in text
+
+
+# --- a small translator against the Annotated Transformer's setting -------------------
+
+CAPTIONS = [(f"ein hund {a} rennt", f"a dog {a} runs") for a in "abcdefghij" * 8]
+
+
+def test_the_translation_peer_is_the_published_setting():
+    """Sizes by the paper's own counting, and the order of its parts."""
+    with torch.device("meta"):
+        peer = transformer.Peer(8000, 6000)
+    layer = 4 * (512**2 + 512) + 2 * 512 * 2048 + 2048 + 512 + 2 * 2 * 512
+    bridge = 4 * (512**2 + 512) + 2 * 512
+    stacks = 6 * (2 * layer + bridge) + 2 * 2 * 512  # a norm after each stack
+    tables = (8000 + 6000) * 512 + 512 * 6000 + 6000
+    assert sum(p.numel() for p in peer.parameters()) == stacks + tables
+    words = transformer.Words(["a dog, a cat", "a dog"])
+    row = words.encode("a dog runs")
+    assert len(row) == transformer.LENGTH and words.size == 4 + 2
+    assert row[:6] == [1, words.number["a"], words.number["dog"], 3, 2, 0]
+
+
+def test_the_translation_peer_is_timed_while_it_trains():
+    sizes = {"n_layer": 1, "n_embd": 16, "n_hidden": 16, "n_head": 2}
+    found = transformer.peer_speed(CAPTIONS, batches=2, **sizes)
+    assert len(found["seconds"]) == 2 and min(found["seconds"]) > 0
+    assert all(0 < loss < 5 for loss in found["losses"])
+
+
+def test_our_translator_is_run_to_its_target(monkeypatch):
+    bpe = transformer.BPE(
+        transformer.learn_merges("ein hund rennt a dog runs " * 9, 20)
+    )
+    scores = iter((10.0, 20.0, 30.0))
+    judge = lambda model: next(scores)  # noqa: E731
+    found = transformer.run(CAPTIONS, bpe, judge, 0, steps=12, target=25.0, looks=3)
+    (t0, _, _), (t1, _, _) = found["curve"][-2:]
+    assert found["reached"] == pytest.approx((t0 + t1) / 2)
+    assert found["bleu"] == 30.0 and found["sentences"] == 12 * len(CAPTIONS)
+    scores = iter((1.0, 2.0, 3.0))
+    found = transformer.run(CAPTIONS, bpe, judge, 0, steps=12, target=25.0, looks=3)
+    assert found["reached"] is None
+
+
+def test_stored_translation_result_is_of_this_bench():
+    stored = stored_result(transformer)
+    text = transformer.report(stored)
+    assert "times the peer's sentences a second" in text and "epochs" in text
+    assert all(run["bleu"] >= transformer.TARGET for run in stored["runs"])
