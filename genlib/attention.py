@@ -245,7 +245,8 @@ class AttentionMemory(nn.Module):
 
     def __init__(self, n_embd, n_head=1):
         super().__init__()
-        self.attention = MultiHeadAttention(n_embd, n_head)
+        # A bias of the keys moves all scores alike and so nothing at all
+        self.attention = MultiHeadAttention(n_embd, n_head, bias=False)
 
     def forward(self, x):
         return self.attention(x)[0]
