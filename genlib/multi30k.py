@@ -163,13 +163,16 @@ class Translator:
         """ValueError for a text that the model has not learned to read."""
         if not text.strip():
             raise ValueError("the text is empty: there is nothing to translate")
-        idx = self.bpe.encode(text)
-        for token in idx:
+        pieces, at = self.bpe.pieces(), 0
+        for token in self.bpe.encode(text):
             if self.counts[token] == 0:
+                start = len(text.encode()[:at].decode(errors="ignore"))
+                piece = text[start : start + max(1, len(self.bpe.decode([token])))]
                 raise ValueError(
-                    f"{self.bpe.decode([token])!r} in {text!r} stood in no German "
-                    "caption that this model has read: is it another language?"
+                    f"{piece!r} in {text!r} stood in no German caption that this "
+                    "model has read: is it another language?"
                 )
+            at += len(pieces[token])
         if (nats := self.surprise(text)) > 3:
             raise ValueError(
                 f"{text!r} is unlike the German captions that this model has read "

@@ -70,7 +70,7 @@ export function makePanel(spec, hidden, other) {
   function draw(colours) {
     measure();
     const words = spec.layers.map((layer) => SAID[layer.mark]?.(layer, outputs)).filter(Boolean);
-    if (words.length) canvas.setAttribute("aria-label", `${text}. ${words.join(" ")}`);
+    if (words.length) canvas.setAttribute("aria-label", `${text.replace(/\.$/, "")}. ${words.join(" ")}`);
     const [width, height] = box;
     if (!width || !height) return;
     const dark = contrast(rgb(colours.surface), [0, 0, 0]) < 5;
@@ -496,7 +496,8 @@ const SAID = {
     const most = (t) => {
       const row = [...data.data.subarray(t * S, t * S + across.length)];
       const best = row.indexOf(Math.max(...row));
-      return `${down[t]} looks at ${across[best]}, ${Math.round(100 * row[best])} %`;
+      const where = across[best] === "␣" ? "a space" : across[best];
+      return `${down[t]} looks at ${where}, ${Math.round(100 * row[best])} %`;
     };
     return `${down.map((_, t) => most(t)).join("; ")}.`;
   },
