@@ -70,6 +70,7 @@ def test_the_file_is_small_and_the_model_is_what_the_code_builds(translator):
 
 def test_what_is_saved_comes_back_in_half_precision(tmp_path):
     one = toy()
+    assert one.model.config.max_length == 80  # it has learned from 67 tokens at most
     one.save(tmp_path / "t.safetensors")
     two = load_translator(tmp_path / "t.safetensors")
     assert two.bpe.tokens == one.bpe.tokens and torch.equal(two.counts, one.counts)
