@@ -247,7 +247,10 @@ def time_generation(size, rounds=3):
     """Seconds for n characters, by contender and n: the least of the rounds."""
     shape = SHAPE | {"block_size": 513}
     seed_everything(0)
-    peer, gpt = Peer(size, **shape).eval(), GPT(GPTConfig(size, **shape)).eval()
+    peer, gpt = (
+        Peer(size, **shape).eval(),
+        GPT(GPTConfig(size, bias=False, **shape)).eval(),
+    )
     idx, found = torch.zeros(1, 1, dtype=torch.long), {}
     ways = {
         "peer": lambda n: peer_generate(peer, idx, n),

@@ -326,7 +326,6 @@ def penalize(logits, idx, penalty):
     return logits.scatter(1, idx, seen)
 
 
-@torch.no_grad()
 def generate(
     gpt,
     idx,
@@ -346,22 +345,24 @@ def generate(
     dropout.
     """
     check_prompt(idx, gpt.config.vocab_size)
+    check_sampling(temperature, top_k, top_p)
     block_size = gpt.config.block_size
-    cache = make_cache(gpt, len(idx)) if cached else None
-    for _ in range(count):
-        if cache and idx.shape[1] <= block_size:
-            logits = gpt(idx[:, cache[0].length :], cache, last=True)[:, 0]
-        else:
-            logits = gpt(idx[:, -block_size:], last=True)[:, 0]  # (B, V)
-        if penalty != 1:
-            logits = penalize(logits, idx, penalty)
-        probs = next_token_probs(logits, temperature, top_k, top_p)
-        if temperature == 0:
-            token = probs.argmax(-1, keepdim=True)
-        else:
-            token = torch.multinomial(probs, 1, generator=generator)
-        idx = torch.cat((idx, token), 1)
-    return idx
+    with torch.inference_mode():  # keeps less account of tensors than no_grad
+        cache = make_cache(gpt, len(idx)) if cached else None
+        for _ in range(count):
+            if cache and idx.shape[1] <= block_size:
+                logits = gpt(idx[:, cache[0].length :], cache, last=True)[:, 0]
+            else:
+                logits = gpt(idx[:, -block_size:], last=True)[:, 0]  # (B, V)
+            if penalty != 1:
+                logits = penalize(logits, idx, penalty)
+            if temperature == 0:
+                token = logits.argmax(-1, keepdim=True)
+            else:
+                probs = next_token_probs(logits, temperature, top_k, top_p)
+                token = torch.multinomial(probs, 1, generator=generator)
+            idx = torch.cat((idx, token), 1)
+    return idx.clone()  # a tensor like any other again
 
 
 def check_prompt(idx, vocab_size):
