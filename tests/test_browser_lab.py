@@ -388,7 +388,7 @@ def test_a_kept_state_stays_beside_the_present_one(open_lab):
     page.locator(".gl-kept").wait_for()
     kept = ".gl-kept .gl-frame canvas"
     assert pixels(page, kept) == now
-    assert f"step {last(page)['step']}" in page.inner_text(".gl-kept")
+    assert f"step {last(page)['step']:,}" in page.inner_text(".gl-kept")
     begin(page)
     act(page, "One step")
     assert pixels(page, kept) == now != pixels(page)
