@@ -42,6 +42,7 @@ import torch
 
 from bench.vae import gemm_probe, machine, rounded
 from genlib.export import export_program
+from genlib.gpt import Muon, MuonAdam
 from genlib.live import Run
 from genlib.training import SGD, Adam
 
@@ -65,7 +66,34 @@ def torch_optimizer(optimizer, parameters, lr, **options):
         return torch.optim.Adam(parameters, lr, **settings, **options)
     if type(optimizer) is SGD:
         return torch.optim.SGD(parameters, lr, optimizer.momentum, **options)
+    if type(optimizer) is MuonAdam:
+        return Both(optimizer, parameters, lr, **options)
     raise ValueError(f"the bench knows nothing in torch.optim like {optimizer}")
+
+
+class Both:
+    """A GPT's optimisers in eager PyTorch: Muon for its matrices, Adam for the rest.
+
+    Muon is the book's own: torch's computes in bfloat16, which is slow on most CPUs.
+    """
+
+    def __init__(self, optimizer, parameters, lr, **options):
+        pairs = list(zip(parameters, optimizer.matrix, strict=True))
+        settings = {"betas": optimizer.adam.betas, "eps": optimizer.adam.eps}
+        others = [p for p, inside in pairs if not inside]
+        matrices = [p for p, inside in pairs if inside]
+        self.parts = (
+            torch.optim.Adam(others, lr, **settings, **options),
+            Muon(matrices, optimizer.ratio * lr, optimizer.momentum),
+        )
+
+    def zero_grad(self):
+        for part in self.parts:
+            part.zero_grad()
+
+    def step(self):
+        for part in self.parts:
+            part.step()
 
 
 def arguments(function, feeds):
