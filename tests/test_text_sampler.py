@@ -138,7 +138,7 @@ def test_the_stored_form_is_stable_and_described(tmp_path, monkeypatch):
 
 
 def test_a_heavy_export_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("genlib.widgets.text_sampler.MAX_WEIGHT", 1000)
+    monkeypatch.setattr("genlib.widgets.base.MAX_WEIGHT", 1000)
     with pytest.raises(ValueError, match="at most 1,000: use a smaller model"):
         build(live="toy/writer").export(tmp_path)
     assert not list((tmp_path / "toy").iterdir())

@@ -8,7 +8,6 @@ anew each time.
 import torch
 from torch import nn
 
-from genlib.export import MAX_WEIGHT, export_onnx
 from genlib.widgets.base import PageWidget, join_module, live_folder, read_styles
 from genlib.widgets.poster import small_png
 
@@ -110,30 +109,9 @@ class AttentionExplorer(PageWidget):
 
     def export(self, folder):
         """Write <live>.onnx, .json and .safetensors under `folder`, for the page."""
-        from safetensors.torch import save
-
-        path = folder / f"{self.live}.onnx"
-        page = {"widget": self.module, "spec": self.spec}
-        export_onnx(
-            self._model,
-            self._feeds(self.spec["texts"][0]),
-            path,
-            ["weights", "next"],
-            page,
-        )
-        weights = {
-            name: value.detach().cpu().contiguous()
-            for name, value in self._model.state_dict().items()
-        }
-        path.with_suffix(".safetensors").write_bytes(save(weights))
-        size = path.stat().st_size + path.with_suffix(".json").stat().st_size
-        if size > MAX_WEIGHT:
-            for suffix in (".onnx", ".json", ".safetensors"):
-                path.with_suffix(suffix).unlink()
-            raise ValueError(
-                f"{self.live} would cost the page {size:,} bytes; at most "
-                f"{MAX_WEIGHT:,}: use a smaller model"
-            )
+        example, outputs = self._feeds(self.spec["texts"][0]), ["weights", "next"]
+        advice = "use a smaller model"
+        self.write_page(folder, self._model, example, outputs, self._model, advice)
 
     def describe(self):
         return (

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 import traitlets
 
+from genlib.export import MAX_WEIGHT, export_onnx
+
 STATIC = Path(__file__).parent / "static"
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.mjs";\n', re.MULTILINE)
 
@@ -85,6 +87,32 @@ class PageWidget(anywidget.AnyWidget):
     def describe(self):
         """Return the caption: what the reader sees and can do."""
         raise NotImplementedError
+
+    def write_page(self, folder, graph, example, outputs, model, advice):
+        """Write <live>.onnx, .json and .safetensors under `folder`, for the page.
+
+        `graph` is the module that the page runs on inputs like `example` (name to
+        tensor), `outputs` names what it returns; the weights stored are those of
+        `model`. Raises ValueError, with `advice`, where the page would be too heavy.
+        """
+        from safetensors.torch import save
+
+        path = folder / f"{self.live}.onnx"
+        page = {"widget": self.module, "spec": self.spec}
+        export_onnx(graph, example, path, outputs, page)
+        weights = {
+            name: value.detach().cpu().contiguous()
+            for name, value in model.state_dict().items()
+        }
+        path.with_suffix(".safetensors").write_bytes(save(weights))
+        size = path.stat().st_size + path.with_suffix(".json").stat().st_size
+        if size > MAX_WEIGHT:
+            for suffix in (".onnx", ".json", ".safetensors"):
+                path.with_suffix(suffix).unlink()
+            raise ValueError(
+                f"{self.live} would cost the page {size:,} bytes; at most "
+                f"{MAX_WEIGHT:,}: {advice}"
+            )
 
     def _answer(self, _, content, buffers):
         """Answer a request of the front end; it asks again when it has drawn."""

@@ -7,7 +7,6 @@ The map shows encoded data points (B, Z) coloured by class, as in Kingma and Wel
 import torch
 from torch import nn
 
-from genlib.export import MAX_WEIGHT, export_onnx
 from genlib.widgets.base import PageWidget, join_module, live_folder, read_styles
 from genlib.widgets.poster import small_png
 
@@ -118,25 +117,9 @@ class LatentExplorer(PageWidget):
 
     def export(self, folder):
         """Write <live>.onnx, .json and .safetensors under `folder`, for the page."""
-        from safetensors.torch import save
-
-        path = folder / f"{self.live}.onnx"
-        page = {"widget": self.module, "spec": self.spec}
-        example = torch.tensor([self.spec["start"], self.spec["a"]])
-        export_onnx(self._decoder, {"z": example}, path, ["x"], page)
-        weights = {
-            name: value.detach().cpu().contiguous()
-            for name, value in self._decoder.state_dict().items()
-        }
-        path.with_suffix(".safetensors").write_bytes(save(weights))
-        size = path.stat().st_size + path.with_suffix(".json").stat().st_size
-        if size > MAX_WEIGHT:
-            for suffix in (".onnx", ".json", ".safetensors"):
-                path.with_suffix(suffix).unlink()
-            raise ValueError(
-                f"{self.live} would cost the page {size:,} bytes; at most "
-                f"{MAX_WEIGHT:,}: use a smaller decoder or fewer points"
-            )
+        example = {"z": torch.tensor([self.spec["start"], self.spec["a"]])}
+        advice = "use a smaller decoder or fewer points"
+        self.write_page(folder, self._decoder, example, ["x"], self._decoder, advice)
 
     def describe(self):
         return (

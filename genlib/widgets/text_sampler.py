@@ -7,7 +7,6 @@ and top-p leave of it. The keys and values of the text so far are kept by the fr
 import torch
 from torch import nn
 
-from genlib.export import MAX_WEIGHT, export_onnx
 from genlib.gpt import (
     NextToken,
     check_sampling,
@@ -131,26 +130,10 @@ class TextSampler(PageWidget):
 
     def export(self, folder):
         """Write <live>.onnx, .json and .safetensors under `folder`, for the page."""
-        from safetensors.torch import save
-
-        path = folder / f"{self.live}.onnx"
-        page = {"widget": self.module, "spec": self.spec}
         cache = torch.zeros(1, *self.spec["cache"])
         example = {"token": torch.zeros(1), "at": torch.ones(1), "cache": cache}
-        export_onnx(self._next, example, path, ["logits", "new_cache"], page)
-        weights = {
-            name: value.detach().cpu().contiguous()
-            for name, value in self.gpt.state_dict().items()
-        }
-        path.with_suffix(".safetensors").write_bytes(save(weights))
-        size = path.stat().st_size + path.with_suffix(".json").stat().st_size
-        if size > MAX_WEIGHT:
-            for suffix in (".onnx", ".json", ".safetensors"):
-                path.with_suffix(suffix).unlink()
-            raise ValueError(
-                f"{self.live} would cost the page {size:,} bytes; at most "
-                f"{MAX_WEIGHT:,}: use a smaller model"
-            )
+        outputs, advice = ["logits", "new_cache"], "use a smaller model"
+        self.write_page(folder, self._next, example, outputs, self.gpt, advice)
 
     def describe(self):
         return (
