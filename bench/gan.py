@@ -26,7 +26,6 @@ other real digits and the test set is the floor; it and the Gaussian's are given
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -38,7 +37,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from bench.vae import Clock, ImageFiles, crossing, gemm_probe, machine, rounded
+from bench.harness import Clock, gemm_lines, gemm_probe, machine, store
+from bench.vae import ImageFiles, crossing
 from genlib.data import DataError, Gaussian, available, batches, load
 from genlib.gan import (
     Discriminator,
@@ -366,13 +366,8 @@ def report(result):
                 f"{name}, {words}: {least}{statistics.median(values):.1f} times faster "
                 f"({min(values):.1f} to {max(values):.1f})"
             )
-    before, after = result["gemm"]
-    lines.append(f"\nmatrix product: {before:.0f} GFLOP/s before, {after:.0f} after")
-    if abs(after / before - 1) > 0.15:
-        lines.append(
-            "WARNING: they differ by more than 15 %; repeat on a quiet machine"
-        )
-    return "\n".join(lines)
+    lines.append("")
+    return "\n".join(lines + gemm_lines(result))
 
 
 def main():
@@ -402,9 +397,7 @@ def main():
             runs[name].append(run)
     result["gemm"].append(gemm_probe())
     result["load"] = os.getloadavg()[0]
-    print(report(result))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(rounded(result), indent=1) + "\n")
+    store(result, report(result), arguments.output)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ peer's shape and a context of 512.
 import argparse
 import json
 import math
-import statistics
 import time
 from pathlib import Path
 
@@ -36,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.vae import Clock, gemm_probe, machine, rounded
+from bench.harness import Clock, gemm_lines, gemm_probe, machine, spread, store
 from genlib.data import text_file
 from genlib.gpt import (
     GPT,
@@ -272,11 +271,6 @@ def time_generation(size, rounds=3):
 # --- the table ------------------------------------------------------------------------
 
 
-def spread(values):
-    """Median (least to most)."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
 def report(result):
     """The result as a table, and what to doubt in it."""
     m, runs = result["machine"], result["runs"]
@@ -310,13 +304,7 @@ def report(result):
         lines.append(f"generating {n} characters: {ratio:.1f} times the peer's speed")
     growth = times["cached"]["512"] / times["cached"]["256"]
     lines.append(f"cached, time of 512 to time of 256: {growth:.2f}")
-    before, after = result["gemm"]
-    lines.append(f"matrix product: {before:.0f} GFLOP/s before, {after:.0f} after")
-    if abs(after / before - 1) > 0.15:
-        lines.append(
-            "WARNING: they differ by more than 15 %; repeat on a quiet machine"
-        )
-    return "\n".join(lines)
+    return "\n".join(lines + gemm_lines(result))
 
 
 def main():
@@ -332,7 +320,7 @@ def main():
     if arguments.generation:
         result = json.loads(arguments.output.read_text())
         result["generation"] = time_generation(text.size)
-        store(result, arguments.output)
+        store(result, report(result), arguments.output)
         return
     runs = {"peer": [], "same": [], "free": []}
     result = {"machine": machine(), "gemm": [gemm_probe()], "runs": runs}
@@ -348,13 +336,7 @@ def main():
     print("budget", result["budget"], flush=True)
     result["generation"] = time_generation(text.size)
     result["gemm"].append(gemm_probe())
-    store(result, arguments.output)
-
-
-def store(result, path):
-    print(report(result))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rounded(result), indent=1) + "\n")
+    store(result, report(result), arguments.output)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ import functools
 import http.server
 import importlib
 import inspect
-import json
 import os
 import shutil
 import statistics
@@ -40,7 +39,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.vae import gemm_probe, machine, rounded
+from bench.harness import gemm_lines, gemm_probe, machine, spread, store
 from genlib.export import export_program
 from genlib.gpt import Muon, MuonAdam
 from genlib.live import Run
@@ -435,11 +434,6 @@ def rate(found, name, clock=0):
     return found["steps"] / statistics.median(t[name][clock] for t in found["rounds"])
 
 
-def spread(values):
-    """Median (least to most)."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-
-
 def report(result):
     """The result as tables, and what to doubt in it."""
     m = result["machine"]
@@ -462,13 +456,7 @@ def report(result):
             )
     lines += ["", "WebGPU adapter: {default}; when forced: {forced}"]
     lines[-1] = lines[-1].format(**result["webgpu"])
-    before, after = result["gemm"]
-    lines.append(f"matrix product: {before:.0f} GFLOP/s before, {after:.0f} after")
-    if abs(after / before - 1) > 0.15:
-        lines.append(
-            "WARNING: they differ by more than 15 %; repeat on a quiet machine"
-        )
-    return "\n".join(lines)
+    return "\n".join(lines + gemm_lines(result))
 
 
 def programs():
@@ -507,9 +495,7 @@ def main():
                 )
     result["gemm"].append(gemm_probe())
     result["load"] = os.getloadavg()[0]
-    print(report(result))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(rounded(result), indent=1) + "\n")
+    store(result, report(result), arguments.output)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ faster; by how much more, this bench does not know.
 """
 
 import argparse
-import json
 import re
 import statistics
 import time
@@ -30,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench.vae import Clock, gemm_probe, machine, rounded
+from bench.harness import Clock, gemm_lines, gemm_probe, machine, spread, store
 from genlib.attention import causal_mask, sinusoidal
 from genlib.data import DataError
 from genlib.multi30k import (
@@ -192,11 +191,6 @@ def peer_speed(pairs, batches=6, **sizes):
 # --- the table ------------------------------------------------------------------------
 
 
-def spread(values):
-    """Median (least to most)."""
-    return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
-
-
 def report(result):
     """The result as text, and what to doubt in it."""
     m, runs, peer = result["machine"], result["runs"], result["peer"]
@@ -216,7 +210,7 @@ def report(result):
         return "\n".join(lines)
     ours = [run["sentences"] / run["seconds"] for run in runs]
     lines.append(
-        f"genlib: BLEU {TARGET:g} after {spread(reached)} CPU seconds, "
+        f"genlib: BLEU {TARGET:g} after {spread(reached, 0)} CPU seconds, "
         f"{statistics.median(ours) / speed:.0f} times the peer's sentences a second"
     )
     seen = FACTOR * max(reached) * speed
@@ -226,13 +220,7 @@ def report(result):
         f"{seen / result['pairs']:.2f} epochs, and makes {updates:.0f} updates, "
         f"{updates / WARMUP:.1%} of its warm-up"
     )
-    before, after = result["gemm"]
-    lines.append(f"matrix product: {before:.0f} GFLOP/s before, {after:.0f} after")
-    if abs(after / before - 1) > 0.15:
-        lines.append(
-            "WARNING: they differ by more than 15 %; repeat on a quiet machine"
-        )
-    return "\n".join(lines)
+    return "\n".join(lines + gemm_lines(result))
 
 
 def main():
@@ -259,9 +247,7 @@ def main():
     result["runs"] = [run(pairs, bpe, judge, s, arguments.steps) for s in seeds]
     result["signature"] = bleu(list(english), english)[1]
     result["gemm"].append(gemm_probe())
-    print(report(result))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(rounded(result), indent=1) + "\n")
+    store(result, report(result), arguments.output)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,9 @@ as the peer's (the whole test set, one sample of z an image, fixed noise).
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -38,25 +34,13 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from bench.harness import Clock, gemm_lines, gemm_probe, machine, store
 from genlib.data import DataError, available, batches, load
 from genlib.training import fit, seed_everything, warmup_linear
 from genlib.vae import VAE, MLPDecoder, MLPEncoder, evaluate, negative_elbo
 
 TARGET = 106.1  # nats an image: about where the example stands after ten epochs
 RESULTS = Path(__file__).parent / "results" / "vae.json"
-
-
-class Clock:
-    """CPU seconds of this process, summed over `with` blocks."""
-
-    def __init__(self):
-        self.seconds = 0.0
-
-    def __enter__(self):
-        self.start = time.process_time()
-
-    def __exit__(self, *error):
-        self.seconds += time.process_time() - self.start
 
 
 # --- the peer -------------------------------------------------------------------------
@@ -251,35 +235,6 @@ def test_loss(test, encode, decode):
     return total / len(test)
 
 
-def gemm_probe(size=512, repeats=40):
-    """GFLOP/s of the best of several matrix products: how fast the machine is now."""
-    a = torch.randn(size, size)
-    best = float("inf")
-    for _ in range(repeats):
-        with (clock := Clock()):
-            a @ a
-        best = min(best, clock.seconds)
-    return 2 * size**3 / best / 1e9
-
-
-def machine():
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [s for s in info.read_text().splitlines() if s.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    return {
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-# --- the table ------------------------------------------------------------------------
-
-
 def ratios(runs, name, clock):
     """Peer's seconds over this contender's, seed by seed; None where one failed."""
     pairs = zip(runs["peer"], runs[name], strict=True)
@@ -316,13 +271,8 @@ def report(result):
                 f"{name}, {words}: {statistics.median(values):.1f} times faster "
                 f"({min(values):.1f} to {max(values):.1f})"
             )
-    before, after = result["gemm"]
-    lines.append(f"\nmatrix product: {before:.0f} GFLOP/s before, {after:.0f} after")
-    if abs(after / before - 1) > 0.15:
-        lines.append(
-            "WARNING: they differ by more than 15 %; repeat on a quiet machine"
-        )
-    return "\n".join(lines)
+    lines.append("")
+    return "\n".join(lines + gemm_lines(result))
 
 
 def main():
@@ -349,19 +299,7 @@ def main():
             runs[name].append(run)
     result["gemm"].append(gemm_probe())
     result["load"] = os.getloadavg()[0]
-    print(report(result))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(rounded(result), indent=1) + "\n")
-
-
-def rounded(value):
-    if isinstance(value, float):
-        return round(value, 3)
-    if isinstance(value, list):
-        return [rounded(v) for v in value]
-    if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
-    return value
+    store(result, report(result), arguments.output)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ same. The result says which adapter it was.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
+from bench.harness import machine, store
 from bench.live import (
     ADAPTER,
     ROOT,
@@ -31,7 +31,6 @@ from bench.live import (
     programs,
     serve,
 )
-from bench.vae import machine, rounded
 from genlib.export import export_program
 from genlib.live import Run
 
@@ -197,9 +196,7 @@ def main():
                 flags,
                 arguments.calls,
             )
-    print(report(result))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(rounded(result), indent=1) + "\n")
+    store(result, report(result), arguments.output)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import gan, gpt, live, transformer
+from bench import gan, gpt, harness, live, transformer
 from bench import vae as bench
 from conftest import require_or_skip
 from genlib.attention import future_leak
@@ -106,7 +106,7 @@ def result(loss=106.0, after=100.0):
     run = {"whole": 10.0, "compute": 5.0, "loss": loss}
     peer = {"whole": 100.0, "compute": 50.0, "loss": bench.TARGET}
     return {
-        "machine": bench.machine(),
+        "machine": harness.machine(),
         "target": bench.TARGET,
         "gemm": [100.0, after],
         "runs": {"peer": [peer, peer], "same": [run, run], "free": [run, run]},
@@ -280,7 +280,7 @@ def gan_result(loss=gan.TARGET - 1, after=100.0):
     run = {"whole": 10.0, "compute": 5.0, "loss": loss}
     peer = {"whole": 100.0, "compute": 75.0, "loss": gan.TARGET}
     return {
-        "machine": bench.machine(),
+        "machine": harness.machine(),
         "target": gan.TARGET,
         "judge": {"accuracy": 0.99, "floor": 2.0, "gaussian": 400.0},
         "gemm": [100.0, after],
@@ -432,7 +432,7 @@ def live_result(after=100.0):
     ]
     found = {"steps": 300, "per_call": 8, "gap": {}, "rounds": turns}
     return {
-        "machine": bench.machine(),
+        "machine": harness.machine(),
         "gemm": [100.0, after],
         "webgpu": {"default": "none", "forced": "paint, in software"},
         "browser": "Chromium 1",
