@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve book lab notebooks sync check test bench repository clean
+.PHONY: help install serve book lab notebooks sync check test colab bench repository clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ test: check book ## everything: units, notebooks, the book in a browser
 	$(PY) -m pytest notebooks tests --nbval --nbval-current-env \
 	  --nbval-sanitize-with tests/sanitize.cfg --nbval-cell-timeout 300 \
 	  -n 2 --dist loadscope --durations 10
+
+colab: ## run the notebooks with the versions that Colab ships
+	$(PYTHON) -m tools.colab $(N)
 
 bench: install ## measure genlib beside its peers (an hour; needs the data sets)
 	$(PY) -m bench.vae

@@ -315,6 +315,9 @@ def _write(path, data):
 # --- a program in the page ----------------------------------------------------------
 
 MAX_WEIGHT = 1_000_000  # bytes that one live figure may cost a page
+WIDEST = (
+    7  # parts that one operation splits or joins: WebGPU binds 8 buffers to a shader
+)
 
 
 def export_program(program, path, page=None):
@@ -332,6 +335,7 @@ def export_program(program, path, page=None):
     path, data = Path(path), {}
     for name, proto in ("step", _step_model(program)), ("view", _view_model(program)):
         _strip(proto)
+        _narrow(proto.graph)
         onnx.checker.check_model(proto)
         data[name] = proto.SerializeToString(deterministic=True)
     _compare_program(program, data)
@@ -352,6 +356,66 @@ def export_program(program, path, page=None):
     for file, content in files.items():
         _write(file, content)
     return manifest
+
+
+def _narrow(graph, outer=()):
+    """Split and join in several steps what has more than WIDEST parts.
+
+    `outer` holds the constants of the graphs around this one, name to array.
+    """
+    from onnx import helper, numpy_helper
+
+    own = {x.name: numpy_helper.to_array(x) for x in graph.initializer}
+    constants = dict(outer) | own
+    nodes = []
+
+    def join(parts, whole, axis):
+        while len(parts) > WIDEST:
+            begun = f"{whole}_first_{len(nodes)}"
+            few, parts = parts[:WIDEST], [begun, *parts[WIDEST:]]
+            nodes.append(helper.make_node("Concat", few, [begun], axis=axis))
+        nodes.append(helper.make_node("Concat", parts, [whole], axis=axis))
+
+    def split(whole, parts, sizes, axis):
+        while parts:
+            few, parts = parts[: WIDEST - 1], parts[WIDEST - 1 :]
+            lengths, sizes = sizes[: len(few)], sizes[len(few) :]
+            if parts:
+                few.append(f"{whole}_rest_{len(nodes)}")
+                lengths.append(sum(sizes))
+            table = numpy_helper.from_array(np.array(lengths), f"{few[0]}_sizes")
+            graph.initializer.append(table)
+            nodes.append(helper.make_node("Split", [whole, table.name], few, axis=axis))
+            whole = few[-1]
+
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _narrow(attribute.g, constants)
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        if node.op_type == "Concat" and len(node.input) > WIDEST:
+            join(list(node.input), node.output[0], axis)
+        elif node.op_type == "Split" and len(node.output) > WIDEST:
+            sizes = constants[node.input[1]].tolist()
+            split(node.input[0], list(node.output), sizes, axis)
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = set(_inputs(graph))
+    tables = [x for x in graph.initializer if x.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(tables)
+
+
+def _inputs(graph):
+    """The names that a graph's nodes read, those of its inner graphs included."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _inputs(attribute.g)
+    yield from (output.name for output in graph.output)
 
 
 def _describe(program):

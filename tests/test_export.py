@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from genlib.attention import AttentionOnly, Explorable
-from genlib.export import ExportError, export_onnx, export_program, run_onnx
+from genlib.export import WIDEST, ExportError, export_onnx, export_program, run_onnx
 from genlib.live import Normal, Phase, Program
 from genlib.training import SGD, Adam
 from genlib.vae import (
@@ -316,6 +316,29 @@ def test_a_step_is_said_in_quick_operations(tmp_path):
     assert not any("state" in node.input for node in list(nodes(graph))[1:])
     # Left: a cube and its slope, what squares have for a slope, Adam's two betas
     assert found.count("Pow") <= 5
+
+
+def test_no_operation_splits_or_joins_more_than_a_graphics_card_takes(tmp_path):
+    import onnx
+
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Linear(2, 2) for _ in range(12))
+    )  # 24 tensors, with Adam's
+
+    def loss(z):
+        parts = net(z).flatten().split([1, 3, 2, 1, 2, 1, 2, 3, 1])
+        return torch.cat([(k + 1) * p for k, p in enumerate(parts)]).square().mean()
+
+    program = Program(
+        {"net": net}, [Phase("f", "net", loss, Adam())], {"z": Normal(8, 2)}
+    )
+    export_program(program, tmp_path / "p.json")  # compares the numbers
+    graph = onnx.load(tmp_path / "p.step.onnx").graph
+    found = [n for n in nodes(graph) if n.op_type in ("Split", "Concat")]
+    assert len(found) > 4 and {"Split", "Concat"} == {n.op_type for n in found}
+    # WebGPU gives a shader 8 storage buffers in every browser: one, and 7
+    assert max(max(len(n.input), len(n.output)) for n in found) == WIDEST == 7
 
 
 def test_drift_of_a_program_is_caught(tmp_path):

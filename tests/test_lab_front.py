@@ -113,7 +113,7 @@ const view = { run: async (feeds) => {
   fed.push(plain(feeds));
   return { heat: zeros(25, [5, 5]) };
 } };
-const ask = m.makeProgram(program, step, view, tensor);
+const { answer: ask } = m.makeProgram(program, step, view, tensor);
 const scalars = { lr: 0.02, d_every: 2 };
 """
 

@@ -24,6 +24,10 @@ FILES = {
             "ort.wasm.min.mjs",
             "ort-wasm-simd-threaded.mjs",
             "ort-wasm-simd-threaded.wasm",
+            # loaded when a reader asks for the graphics card
+            "ort.webgpu.min.mjs",
+            "ort-wasm-simd-threaded.asyncify.mjs",
+            "ort-wasm-simd-threaded.asyncify.wasm",
         ],
     ),
     "mathjax": (

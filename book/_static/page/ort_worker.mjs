@@ -1,6 +1,6 @@
 // The worker in which ONNX Runtime Web computes, so that the page stays responsive.
 let runtime = null;
-const entries = new Map(); // key -> {run(call, inputs), sessions}
+const entries = new Map(); // key -> {run(call, inputs), sessions, tryCard?}
 let count = 0;
 
 async function start(vendor, progress) {
@@ -80,7 +80,36 @@ async function loadProgram(program, base, vendor, progress) {
   ]);
   const sessions = [await open(ort, graphs[0]), await open(ort, graphs[1])];
   const tensor = (data, shape) => new ort.Tensor("float32", data, shape);
-  return keep({ run: makeProgram(program, ...sessions, tensor), sessions });
+  let card = null; // the step's session on the graphics card, while it is used
+  const step = {
+    async run(feeds) {
+      if (card) {
+        try {
+          return await card.run(feeds);
+        } catch {
+          card = null; // a card may be lost at any time; nothing of the training is there
+        }
+      }
+      return sessions[0].run(feeds);
+    },
+  };
+  const { answer, inputs } = makeProgram(program, step, sessions[1], tensor);
+
+  async function tryCard(call, progress) {
+    const { openOnCard, race } = await import("./card.mjs").catch(() => missing("card.mjs"));
+    const session = await openOnCard(graphs[0], vendor, (url) => read(url, progress));
+    return inTurn(async () => {
+      const { ms, use } = await race(sessions[0], session, inputs(call));
+      if (use) {
+        card = session;
+        sessions.push(session);
+      } else await session.release();
+      const [here, there] = ms.map((each) => each / call.n);
+      return { here, there, use };
+    });
+  }
+
+  return keep({ run: answer, sessions, tryCard });
 }
 
 async function release(key) {
@@ -102,6 +131,7 @@ async function answer({ id, vendor, ...asked }) {
   const progress = (bytes) => postMessage({ id, progress: bytes });
   if (asked.load) return loadGraph(asked.load, vendor, progress);
   if (asked.program) return loadProgram(asked.program, asked.base, vendor, progress);
+  if (asked.card) return entries.get(asked.card).tryCard(asked.call, progress);
   if (asked.release) return inTurn(() => release(asked.release));
   return inTurn(() => entries.get(asked.run).run(asked.call, asked.inputs));
 }
@@ -109,7 +139,7 @@ async function answer({ id, vendor, ...asked }) {
 onmessage = async ({ data }) => {
   try {
     const result = await answer(data);
-    const buffers = Object.values(result ?? {}).flatMap((x) => (x.data ? [x.data.buffer] : []));
+    const buffers = Object.values(result ?? {}).flatMap((x) => (x?.data ? [x.data.buffer] : []));
     postMessage({ id: data.id, result }, buffers);
   } catch (error) {
     postMessage({ id: data.id, error: error.message ?? String(error) });

@@ -32,14 +32,20 @@ function ask(message, transfer, progress) {
   });
 }
 
-const told = (progress) => (bytes) => progress(`Loading what runs the model: ${(bytes / 1e6).toFixed(1)} of 14 MB`);
+const told = (progress, what, most) => (bytes) => progress(`Loading ${what}: ${(bytes / 1e6).toFixed(1)} of ${most} MB`);
+
+// Whether the browser reaches a graphics card; one drawn in software is none
+async function findCard() {
+  const adapter = await navigator.gpu?.requestAdapter();
+  return Boolean(adapter) && !(adapter.info ?? adapter).isFallbackAdapter;
+}
 
 // Load one graph, or a training program with its two; `progress` is told, in words,
 // how far it is
 export async function pageEngine(manifest, url, progress) {
   const { program } = manifest;
   const what = program ? { program, base: url.href } : { load: new URL(manifest.onnx, url).href };
-  const entry = await ask({ ...what, vendor: vendor.href }, [], told(progress));
+  const entry = await ask({ ...what, vendor: vendor.href }, [], told(progress, "what runs the model", 14));
   return {
     run(inputs, call = null) {
       const copies = Object.fromEntries(
@@ -51,5 +57,9 @@ export async function pageEngine(manifest, url, progress) {
     close() {
       ask({ release: entry }, []);
     },
+    findCard: () => (program ? findCard() : Promise.resolve(false)),
+    // Race the card for the n steps of `call`; {here, there, use}: milliseconds a step
+    // in WebAssembly and on the card, and whether the card computes from now on
+    tryCard: (call, progress) => ask({ card: entry, call }, [], told(progress, "what runs on the card", 27)),
   };
 }

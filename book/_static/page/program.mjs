@@ -37,7 +37,8 @@ function fillFirst(out, { data, size, count, scale }) {
   for (let i = 0; i < out.length; i += 1) out[i] = scale * data[i % (count * size)];
 }
 
-// `step` and `view` are ONNX Runtime sessions, `tensor(data, shape)` makes their inputs
+// `step` and `view` are ONNX Runtime sessions, `tensor(data, shape)` makes their inputs;
+// gives {answer(call, inputs), inputs(call)}
 export function makeProgram(program, step, view, tensor) {
   const runs = new Map();
   const tables = {};
@@ -112,25 +113,30 @@ export function makeProgram(program, step, view, tensor) {
     return gates;
   }
 
+  // All that the step's graph reads for the n steps after run.step
+  function stepInputs(run, n, scalars, gates) {
+    const inputs = stepFeeds(run, n, scalars);
+    const count = program.phases.length;
+    program.phases.forEach(({ name }, p) => {
+      const own = Float32Array.from({ length: n }, (_, k) => gates[k * count + p]);
+      inputs[`run_${name}`] = tensor(own, [n]);
+    });
+    inputs.state = tensor(run.state, [program.state]);
+    return inputs;
+  }
+
   async function advance(call) {
     const begun = performance.now();
     const run = find(call.key);
     const { n, scalars } = call;
-    const count = program.phases.length;
     const gates = gatesOf(run, n, scalars, call.gates);
-    const feeds = stepFeeds(run, n, scalars);
-    program.phases.forEach(({ name }, p) => {
-      const own = Float32Array.from({ length: n }, (_, k) => gates[k * count + p]);
-      feeds[`run_${name}`] = tensor(own, [n]);
-    });
-    feeds.state = tensor(run.state, [program.state]);
-    const { next_state: next, metrics } = await step.run(feeds);
+    const { next_state: next, metrics } = await step.run(stepInputs(run, n, scalars, gates));
     run.state = next.data.slice();
     run.step += n;
     const answer = {
       ms: { data: Float32Array.of(performance.now() - begun), shape: [1] },
       metrics: { data: metrics.data.slice(), shape: [n, program.metrics.length] },
-      gates: { data: gates, shape: [n, count] },
+      gates: { data: gates, shape: [n, program.phases.length] },
     };
     return { ...answer, ...(call.view ? await look(run, run, scalars) : stepOf(run)) };
   }
@@ -194,5 +200,12 @@ export function makeProgram(program, step, view, tensor) {
     },
   };
 
-  return async (call, inputs) => OPERATIONS[call.op](call, inputs);
+  return {
+    answer: async (call, inputs) => OPERATIONS[call.op](call, inputs),
+    // What the next n steps would read, for whoever wants to try them elsewhere
+    inputs({ key, n, scalars }) {
+      const run = find(key);
+      return stepInputs(run, n, scalars, gatesOf(run, n, scalars));
+    },
+  };
 }

@@ -114,6 +114,7 @@ function render({ model, el, started = false }) {
   const speedText = h("span", { class: "gl-quiet", "aria-hidden": "true" });
   const stepText = h("span", { class: "gl-step" }, "step 0");
   const rateText = h("span", { class: "gl-quiet" });
+  const cardButton = button("Try the graphics card", tryCard, "Measure whether the card trains faster (loads 27 MB once), and use it if so", { hidden: true });
   const keepButton = button("Keep this state", keep, "Hold the present pictures and curves beside what comes");
   const keptText = h("span");
   const keptBox = h(
@@ -157,6 +158,7 @@ function render({ model, el, started = false }) {
           h("span", { class: "gl-pair" }, h("label", { for: `${uid}-speed` }, "speed"), speed, speedText),
           h("span", { class: "gl-pair" }, resetButton, h("label", { for: `${uid}-seed` }, "seed"), seedField),
           keepButton,
+          cardButton,
         ),
         status,
       ),
@@ -512,6 +514,30 @@ function render({ model, el, started = false }) {
     redraw();
     keepButton.focus({ preventScroll: true });
   }
+
+  // A step of many small operations can be slower on a card than without it: measure
+  function tryCard() {
+    if (cardButton.ariaDisabled) return;
+    cardButton.ariaDisabled = "true"; // not disabled, which would take the focus away
+    const each = (ms) => `${short(ms)} ms`;
+    const message = { n, key, scalars: scalars() };
+    engine
+      .tryCard(message, say)
+      .then(({ here, there, use }) => `A step takes ${each(there)} on the graphics card and ${each(here)} without it. ${use ? "The card computes from now on." : "So it stays without."}`)
+      .catch((error) => {
+        cardButton.ariaDisabled = null;
+        return `The graphics card is not used: ${error.message}`;
+      })
+      .then((words) => {
+        if (closed) return;
+        cost = null; // what a step costs is learned anew
+        say(words);
+      });
+  }
+
+  engine.findCard?.().then((found) => {
+    cardButton.hidden = !found;
+  }, () => {});
 
   // --- What goes wrong --------------------------------------------------------------------
   function halt(text, ...more) {
