@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve book lab notebooks sync check test bench repository clean
+.PHONY: help install serve book lab notebooks sync check test bench speed repository clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -70,6 +70,9 @@ bench: install ## measure genlib beside its peers (an hour; needs the data sets)
 	$(PY) tools/vendor.py
 	$(PY) -m bench.live
 	$(PY) -m bench.webgpu
+
+speed: book ## how fast chapters come up on a slow connection (ARGS="--profile lighthouse")
+	$(PY) tools/speed.py $(ARGS)
 
 repository: install ## set the repository's address everywhere: URL=https://host/owner/name
 	$(PY) -m tools.repository "$(URL)"

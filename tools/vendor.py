@@ -26,14 +26,6 @@ FILES = {
             "ort-wasm-simd-threaded.wasm",
         ],
     ),
-    "mathjax": (
-        "mathjax/es5",
-        [
-            "tex-mml-chtml.js",
-            "output/chtml/fonts/woff-v2/*.woff",
-            "input/tex/extensions/*.js",  # loaded when a formula first needs one
-        ],
-    ),
     "fonts": (
         "@fontsource-variable/source-serif-4/files",
         [
