@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve book lab notebooks sync check test bench speed repository clean
+.PHONY: help install serve book lab notebooks sync check test bench pdf speed repository clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -70,6 +70,9 @@ bench: install ## measure genlib beside its peers (an hour; needs the data sets)
 	$(PY) tools/vendor.py
 	$(PY) -m bench.live
 	$(PY) -m bench.webgpu
+
+pdf: book ## print each page, and the book in one file, into _build/pdf
+	$(PY) tools/pdf.py $(PAGES)
 
 speed: book ## how fast chapters come up on a slow connection (ARGS="--profile lighthouse")
 	$(PY) tools/speed.py $(ARGS)
