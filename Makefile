@@ -33,13 +33,14 @@ install: .venv/.installed ## create .venv and install everything into it
 serve: book ## build the book and serve it on 127.0.0.1 (PORT=8000)
 	$(PY) tools/serve.py --port $(PORT)
 
-book: install ## build the site into _build/html from the stored outputs
+book: install ## build the site into _build/html, and a zip of it to read offline
 	$(PY) tools/vendor.py
 	@mkdir -p _build
 	@echo "Building the site"
 	@# Its closing words send readers to file://, where live figures stay pictures.
 	@.venv/bin/jupyter-book build . -W -n --keep-going > _build/book.log 2>&1 \
 	  || { cat _build/book.log; exit 1; }
+	@$(PY) tools/pack.py
 
 lab: install ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks \
