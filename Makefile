@@ -16,7 +16,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve book lab notebooks sync check test colab bench repository clean
+.PHONY: help install serve book lab notebooks sync check test colab bench pdf speed \
+  repository clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -33,13 +34,14 @@ install: .venv/.installed ## create .venv and install everything into it
 serve: book ## build the book and serve it on 127.0.0.1 (PORT=8000)
 	$(PY) tools/serve.py --port $(PORT)
 
-book: install ## build the site into _build/html from the stored outputs
+book: install ## build the site into _build/html, and a zip of it to read offline
 	$(PY) tools/vendor.py
 	@mkdir -p _build
 	@echo "Building the site"
 	@# Its closing words send readers to file://, where live figures stay pictures.
 	@.venv/bin/jupyter-book build . -W -n --keep-going > _build/book.log 2>&1 \
 	  || { cat _build/book.log; exit 1; }
+	@$(PY) tools/pack.py
 
 lab: install ## open JupyterLab on the notebooks
 	$(PY) -m jupyterlab notebooks \
@@ -73,6 +75,12 @@ bench: install ## measure genlib beside its peers (an hour; needs the data sets)
 	$(PY) tools/vendor.py
 	$(PY) -m bench.live
 	$(PY) -m bench.webgpu
+
+pdf: book ## print each page, and the book in one file, into _build/pdf
+	$(PY) tools/pdf.py $(PAGES)
+
+speed: book ## how fast chapters come up on a slow connection (ARGS="--profile lighthouse")
+	$(PY) tools/speed.py $(ARGS)
 
 repository: install ## set the repository's address everywhere: URL=https://host/owner/name
 	$(PY) -m tools.repository "$(URL)"

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import pytest
 
+from tools.browser import FLAGS, find_chromium
+
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "_build" / "html"
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
-# the sandbox needs rights that a container's root has not
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 # What the widgets of a page have shown: the explorers' frames, the lab's
 RECORD = """
 window.seen = [];
@@ -38,14 +38,6 @@ document.addEventListener("genlib:attention", ({detail}) =>
   window.looked.push(detail));
 document.addEventListener("genlib:lab", ({detail}) => window.trained.push(detail));
 """
-BROWSERS = (
-    "chromium",
-    "chromium-browser",
-    "google-chrome",
-    "google-chrome-stable",
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "/Applications/Chromium.app/Contents/MacOS/Chromium",
-)
 
 
 def required():
@@ -63,12 +55,10 @@ def require_or_skip(what, reason):
 @pytest.fixture(scope="session")
 def chromium():
     """The path of a browser. GENLIB_CHROMIUM names one that is not on the PATH."""
-    named = os.environ.get("GENLIB_CHROMIUM")
-    for name in [named] if named else BROWSERS:
-        if path := shutil.which(name):
-            return path
-    looked = f"GENLIB_CHROMIUM={named} is no program" if named else "no Chromium here"
-    require_or_skip("browser", looked)
+    path, why = find_chromium()
+    if not path:
+        require_or_skip("browser", why)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,23 @@
-"""Serve the built site on 127.0.0.1, from the given port or the next free one."""
+"""Serve the built site on 127.0.0.1, from the given port or the next free one.
+
+Text is sent compressed, as a web host sends it.
+"""
 
 import argparse
 import functools
+import gzip
 import http.server
+import io
 import sys
 from pathlib import Path
 
 SITE = Path(__file__).resolve().parents[1] / "_build" / "html"
+TEXT = {".html", ".css", ".js", ".mjs", ".json", ".svg", ".txt"}
+
+
+@functools.lru_cache(maxsize=256)
+def compressed(path, _modified):
+    return gzip.compress(Path(path).read_bytes(), compresslevel=6, mtime=0)
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -18,6 +29,25 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         ".wasm": "application/wasm",
         ".onnx": "application/octet-stream",
     }
+
+    def send_head(self):
+        """Send the headers; return the file, or its compressed text, to copy."""
+        path = Path(self.translate_path(self.path))
+        path = path / "index.html" if self.path.endswith("/") else path
+        accepted = "gzip" in self.headers.get("Accept-Encoding", "")
+        asked_again = "If-Modified-Since" in self.headers
+        if not accepted or asked_again or path.suffix not in TEXT or not path.is_file():
+            return super().send_head()
+        status = path.stat()
+        body = compressed(str(path), status.st_mtime_ns)
+        self.send_response(200)
+        self.send_header("Content-Type", self.guess_type(path))
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Last-Modified", self.date_time_string(status.st_mtime))
+        self.send_header("Vary", "Accept-Encoding")
+        self.end_headers()
+        return io.BytesIO(body)
 
     def log_message(self, *_):
         pass  # a line for each file tells a reader nothing

@@ -30,14 +30,6 @@ FILES = {
             "ort-wasm-simd-threaded.asyncify.wasm",
         ],
     ),
-    "mathjax": (
-        "mathjax/es5",
-        [
-            "tex-mml-chtml.js",
-            "output/chtml/fonts/woff-v2/*.woff",
-            "input/tex/extensions/*.js",  # loaded when a formula first needs one
-        ],
-    ),
     "fonts": (
         "@fontsource-variable/source-serif-4/files",
         [

@@ -20,7 +20,7 @@ from tools.repository import COLAB, links  # noqa: E402
 
 # What a page may load, by the start of its path under _static; everything else that
 # the theme or an extension registers is dropped.
-WANTED = ("site.", "page/", "widgets/", "vendor/")
+WANTED = ("site.", "page/", "widgets/")
 # What the theme copies into the site and no page uses.
 UNUSED = (
     "design-tabs.js",
@@ -33,7 +33,8 @@ UNUSED = (
     "vendor/fontawesome",
     "webpack-macros.html",
 )
-FRAME = ("_ext", "_static", "_templates")  # what every page follows from, in book/
+# What every page follows from.
+FRAME = ("book/_ext", "book/_static", "book/_templates", "genlib/widgets/static")
 # Names that hide the words on a button, and roles that have gone out of use.
 MISLEADING = re.compile(
     ' aria-label="Toggle hidden content"| role="doc-biblioentry"'
@@ -42,9 +43,9 @@ MISLEADING = re.compile(
 
 
 def wanted(asset):
-    """Whether a page loads this script or style: ours, or the settings of MathJax."""
+    """Whether a page uses this script or style: ours. Maths needs none."""
     name = str(asset.filename or "").rpartition("_static/")[2]
-    return name.startswith(WANTED) or "MathJax" in asset.attributes.get("body", "")
+    return name.startswith(WANTED)
 
 
 def add_context(app, pagename, templatename, context, doctree):
@@ -83,7 +84,7 @@ def write_all(app, env):
     """
     site = Path(app.outdir) / "searchindex.js"
     built = site.stat().st_mtime if site.exists() else 0
-    files = [f for name in FRAME for f in (ROOT / "book" / name).rglob("*")]
+    files = [f for name in FRAME for f in (ROOT / name).rglob("*")]
     newer = any(f.stat().st_mtime > built for f in files if f.is_file())
     return sorted(env.all_docs) if env.book_changed or newer else []
 

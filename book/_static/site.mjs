@@ -101,6 +101,14 @@ function followOutline(outline) {
   fold();
 }
 
+// Pictures that the reader has not come near are fetched before paper is asked for.
+async function printWhole() {
+  const pictures = [...document.querySelectorAll("article img")];
+  for (const picture of pictures) picture.loading = "eager";
+  await Promise.allSettled(pictures.map((picture) => picture.decode()));
+  print();
+}
+
 const one = (selector, action) => {
   const element = document.querySelector(selector);
   if (element) action(element);
@@ -108,12 +116,9 @@ const one = (selector, action) => {
 one("button.mode", colourSwitch);
 one("button.menu", contentsMenu);
 one("nav.outline", followOutline);
-one("button.print", (button) => button.addEventListener("click", () => print()));
+one("button.print", (button) => button.addEventListener("click", printWhole));
 document.querySelectorAll("article div.highlight").forEach(copyButton);
-addEventListener("load", () => {
-  reachable();
-  globalThis.MathJax?.startup?.promise?.then(reachable);
-});
+addEventListener("load", reachable);
 addEventListener("resize", reachable);
 addEventListener("beforeprint", () => {
   for (const folded of document.querySelectorAll("article details")) folded.open = true;
