@@ -36,6 +36,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -275,7 +276,9 @@ class Book:
         from nbgrader.preprocessors import SaveAutoGrades
 
         self.book.add_student(student)
-        self.book.add_submission(self.stem, student)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Object of type <Submitted")
+            self.book.add_submission(self.stem, student)
         # nbgrader reads points off outputs, and students write those
         evidence = nbformat.from_dict(json.loads(json.dumps(notebook)))
         for cell in evidence.cells:

@@ -76,9 +76,12 @@ class Guard:
                 self.places[f"{kind.__module__}.{kind.__qualname__}"] = kind
         self.names = {k: frozenset(digest(vars(p))) for k, p in self.places.items()}
 
-    def mark(self):
-        """JSON: label -> a number that changes when what lies there does."""
-        marks = {}
+    def mark(self, names, space):
+        """JSON: label -> a number that changes when what lies there does.
+
+        names: those that a check has used, in the namespace `space`.
+        """
+        marks = {"names that the check uses": self.wrong(names, space)}
         hidden = set(vars(builtins))
         for label, place in self.places.items():
             now = digest(vars(place))
@@ -105,8 +108,22 @@ class Guard:
             if callable(thing) or isinstance(thing, types.ModuleType):
                 self.kept[name] = thing
 
-    def restore(self, space):
-        space.update(self.kept)
+    def restore(self, names, space):
+        """Give a check's names the meaning that the course's cells gave them."""
+        for name in names:
+            if name in self.kept:
+                space[name] = self.kept[name]
+            elif hasattr(builtins, name):
+                space.pop(name, None)  # a builtin, hidden by a name of the student's
+
+    def wrong(self, names, space):
+        """How many of a check's names mean something else since `restore`."""
+        return sum(
+            space.get(name) is not self.kept[name]
+            if name in self.kept
+            else name in space and hasattr(builtins, name)
+            for name in names
+        )
 
 
 def inside(kind):
