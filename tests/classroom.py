@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from html import escape  # noqa: F401
 
 import nbformat
 
