@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-from html import escape  # noqa: F401
 
 import nbformat
 

@@ -464,6 +464,23 @@ def test_a_blind_grader_is_fooled_by_a_changed_library(walls, key):
     assert "square-hidden" in done.passed and not done.tampered
 
 
+SHAM = """\
+class Sham(float):
+    __module__ = "builtins"
+    def __eq__(self, other):
+        return True
+return Sham(0)"""
+
+
+def test_a_number_that_equals_every_number_is_none(walls, key):
+    done = run_here(key, classroom.with_body(key, "halve", SHAM))
+    assert done.messages == {
+        "halve-check": "no float",
+        "halve-hidden": "no float for -7",
+    }
+    assert not done.tampered
+
+
 def test_time_for_the_whole_notebook_is_limited(walls, key):
     book = classroom.with_cell(key, "while True:\n    pass", after="square")
     start = time.monotonic()

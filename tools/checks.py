@@ -9,15 +9,19 @@ So a check counts only with evidence:
   set: errors that are hidden, or a cell that is cut short, do not pass.
 - The check is then run again with one of its asserts, drawn by lot, turned round. It
   must fail at that assert: asserts that do nothing do not pass.
+- A number or a tensor is of a class of Python's or the libraries', not of one that the
+  student wrote to agree with everything.
 - The functions that checks lean on (torch, NumPy, genlib, the builtins, IPython) are
   those that were there before the student's first cell; so are the names that the
   course's own cells define.
 
-Where the second, third or fourth is wrong, this check and all after it get no points
-and the submission goes to a person. What remains possible, for a student who has read
-this file: code that mends what it broke while it is looked at, sends the kernel's
-answers itself, or takes the compiled check apart. Objects that lie about themselves
-when compared are up to the checks: they ask for types and compare plain floats.
+Where there is no secret, where the turned check passes, or where something was changed,
+this check and all after it get no points and the submission goes to a person.
+
+What remains possible, for a student who has read this file: code that mends what it
+broke while it is looked at, sends the kernel's answers itself, or takes the compiled
+check apart in memory. Other objects that lie when they are compared are up to the
+checks, which ask for types and compare plain numbers.
 """
 
 import ast
@@ -61,10 +65,23 @@ def asserts(tree):
     return found
 
 
+class Strict(ast.NodeTransformer):
+    """Has a check ask the guard what is a number or a tensor."""
+
+    def __init__(self, guard):
+        self.asked = there(guard) + ".isinstance"
+
+    def visit_Name(self, node):
+        if node.id == "isinstance" and isinstance(node.ctx, ast.Load):
+            return ast.parse(self.asked, mode="eval").body
+        return node
+
+
 def with_secret(source, guard, name, secret):
     """A check's tree that begins with the course's names and ends with the secret."""
     begin = f"{there(guard)}.restore({used(source)!r}, globals())"
     tree = ast.parse(source)
+    tree = Strict(guard).visit(tree)
     tree.body.insert(0, ast.parse(begin).body[0])
     tree.body += ast.parse(f"{name} = {secret!r}").body
     return tree
