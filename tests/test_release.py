@@ -118,7 +118,7 @@ def mark(name, **values):
         (edit("halve-hidden", "### BEGIN HIDDEN TESTS", ""), "no pair"),
         (
             edit("halve-hidden", "BEGIN HIDDEN TESTS", "BEGIN HIDDEN TEST"),
-            "halve-hidden",
+            "no pair of marks",
         ),
         (edit("halve-hidden", "HIDDEN TESTS", "hidden checks"), "no pair of marks"),
         (edit("halve-hidden", "### END HIDDEN TESTS", ""), "no pair of marks"),
