@@ -17,7 +17,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve book lab notebooks sync check test colab bench pdf speed \
-  repository clean
+  release grade repository clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -81,6 +81,14 @@ pdf: book ## print each page, and the book in one file, into _build/pdf
 
 speed: book ## how fast chapters come up on a slow connection (ARGS="--profile lighthouse")
 	$(PY) tools/speed.py $(ARGS)
+
+release: install ## build the assignments' students' copies, and the keys (A=vae)
+	$(PY) -m tools.release $(A)
+
+grade: install ## grade a folder of submissions (SUBMISSIONS=folder A=vae OUT=folder)
+	@test -n "$(SUBMISSIONS)" -a -n "$(A)" -a -n "$(OUT)" \
+	  || { echo "usage: make grade SUBMISSIONS=folder A=vae OUT=folder"; exit 2; }
+	$(PY) -m tools.grade "$(SUBMISSIONS)" --assignment "$(A)" --out "$(OUT)"
 
 repository: install ## set the repository's address everywhere: URL=https://host/owner/name
 	$(PY) -m tools.repository "$(URL)"

@@ -101,13 +101,14 @@ def test_ci_run_installs_what_is_missing_and_requires_all(tmp_path):
     assert subprocess.run(command, env=environment).returncode == 7
     assert log.read_text().splitlines() == [
         "apt-get update",
-        "apt-get install -y --no-install-recommends chromium",
-        "make test browser,data,scale true",
+        "apt-get install -y --no-install-recommends chromium bubblewrap",
+        "make test browser,data,scale,sandbox true",
     ]
     stand_in("chromium", "exit 0")
+    stand_in("bwrap", "exit 0")
     log.write_text("")
     assert subprocess.run(command, env=environment).returncode == 7
-    assert log.read_text() == "make test browser,data,scale true\n"
+    assert log.read_text() == "make test browser,data,scale,sandbox true\n"
 
 
 def test_lock_file_agrees_with_the_packages():

@@ -9,15 +9,19 @@ So a check counts only with evidence:
   set: errors that are hidden, or a cell that is cut short, do not pass.
 - The check is then run again with one of its asserts, drawn by lot, turned round. It
   must fail at that assert: asserts that do nothing do not pass.
+- A number or a tensor is of a class of Python's or the libraries', not of one that the
+  student wrote to agree with everything.
 - The functions that checks lean on (torch, NumPy, genlib, the builtins, IPython) are
   those that were there before the student's first cell; so are the names that the
   course's own cells define.
 
-Where the second, third or fourth is wrong, this check and all after it get no points
-and the submission goes to a person. What remains possible, for a student who has read
-this file: code that mends what it broke while it is looked at, sends the kernel's
-answers itself, or takes the compiled check apart. Objects that lie about themselves
-when compared are up to the checks: they ask for types and compare plain floats.
+Where there is no secret, where the turned check passes, or where something was changed,
+this check and all after it get no points and the submission goes to a person.
+
+What remains possible, for a student who has read this file: code that mends what it
+broke while it is looked at, sends the kernel's answers itself, or takes the compiled
+check apart in memory. Other objects that lie when they are compared are up to the
+checks, which ask for types and compare plain numbers.
 """
 
 import ast
@@ -40,13 +44,12 @@ GUARD = Path(__file__).with_name("guard.py")
 # --- code that goes into the kernel ---------------------------------------------------
 
 
-def sealed(tree):
-    """A cell's text that runs a syntax tree without showing it."""
+def sealed(tree, space="globals()"):
+    """A cell's text that runs a syntax tree in a namespace, without showing it."""
     code = compile(ast.fix_missing_locations(tree), "<check>", "exec")
     text = base64.b85encode(marshal.dumps(code)).decode()
-    return (
-        f"exec(__import__('marshal').loads(__import__('base64').b85decode({text!r})))"
-    )
+    code = f"__import__('marshal').loads(__import__('base64').b85decode({text!r}))"
+    return f"exec({code}, {space})"
 
 
 def asserts(tree):
@@ -62,10 +65,23 @@ def asserts(tree):
     return found
 
 
+class Strict(ast.NodeTransformer):
+    """Has a check ask the guard what is a number or a tensor."""
+
+    def __init__(self, guard):
+        self.asked = there(guard) + ".isinstance"
+
+    def visit_Name(self, node):
+        if node.id == "isinstance" and isinstance(node.ctx, ast.Load):
+            return ast.parse(self.asked, mode="eval").body
+        return node
+
+
 def with_secret(source, guard, name, secret):
     """A check's tree that begins with the course's names and ends with the secret."""
-    begin = f"__import__('sys').modules[{guard!r}].guard.restore(globals())"
+    begin = f"{there(guard)}.restore({used(source)!r}, globals())"
     tree = ast.parse(source)
+    tree = Strict(guard).visit(tree)
     tree.body.insert(0, ast.parse(begin).body[0])
     tree.body += ast.parse(f"{name} = {secret!r}").body
     return tree
@@ -86,20 +102,13 @@ def turned_round(source, guard, name, secret):
 
 def plant(guard, imports):
     """Code that puts a guard in place, under a module's name that is drawn by lot."""
-    made = (
-        f"import sys, types; m = sys.modules[{guard!r}] = types.ModuleType({guard!r})\n"
-        f"exec(code, m.__dict__)\n"
-        f"m.guard = m.Guard({imports!r}, get_ipython())\n"
-    )
-    code = base64.b85encode(
-        marshal.dumps(compile(GUARD.read_text("utf-8"), "<guard>", "exec"))
-    )
-    return (
-        "exec("
-        + repr(made)
-        + ", {'get_ipython': get_ipython, 'code': __import__('marshal').loads("
-        + f"__import__('base64').b85decode({code!r}))}})"
-    )
+    made = f"import sys, types\nsys.modules[{guard!r}] = types.ModuleType({guard!r})"
+    tree = ast.parse(made)
+    tree.body += ast.parse(GUARD.read_text("utf-8")).body
+    tree.body += ast.parse(
+        f"sys.modules[{guard!r}].guard = Guard({imports!r}, get_ipython())"
+    ).body
+    return sealed(tree, "{'get_ipython': get_ipython}")
 
 
 def imported(cells):
@@ -113,6 +122,18 @@ def imported(cells):
                 found |= {node.module}
                 found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return sorted(found)
+
+
+def there(guard):
+    """Where the guard of that name is, as an expression."""
+    return f"__import__('sys').modules[{guard!r}].guard"
+
+
+def used(source):
+    """The names that a check's text has and does not give a value to."""
+    names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    own = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    return sorted({node.id for node in names} - own)
 
 
 def defined(source):
@@ -200,7 +221,7 @@ class Run:
             self.kernel = Kernel(self.limits, self.sandboxed, self.fonts)
             self.guard = "_" + secrets.token_hex(8)
             reply = self.kernel.run(
-                plant(self.guard, imported(self.given)), 60, {"marks": self.marks()}
+                plant(self.guard, imported(self.given)), 60, {"marks": self.marks("")}
             )
             self.before = unpack(reply.values.get("marks"))
             if self.before is None:
@@ -220,8 +241,9 @@ class Run:
             return f"Not run: the whole notebook may take {self.limits.total:g} s."
         return "Not run: the code before it had stopped the kernel again and again."
 
-    def marks(self):
-        return f"__import__('sys').modules[{self.guard!r}].guard.mark()"
+    def marks(self, source):
+        """The expression that gives the marks after the check of that source."""
+        return f"{there(self.guard)}.mark({used(source)!r}, globals())"
 
     # --- cells ---
 
@@ -229,14 +251,15 @@ class Run:
         """Run a cell that is no check."""
         reply = self.kernel.run(cell.source, self.seconds())
         if marks(cell) and not marks(cell)["solution"] and reply.status == "ok":
-            place = f"__import__('sys').modules[{self.guard!r}].guard"
-            self.kernel.run(f"{place}.keep({defined(cell.source)!r}, globals())", 10)
+            names = repr(defined(cell.source))
+            self.kernel.run(f"{there(self.guard)}.keep({names}, globals())", 10)
         return reply
 
     def check(self, cell):
-        """ "", or why a check failed; Tampered."""
+        """Why a check failed, "" if it passed; Tampered."""
         name, secret = "_" + secrets.token_hex(8), secrets.token_hex(16)
-        expressions = {"end": f"globals().pop({name!r})", "marks": self.marks()}
+        expressions = {"end": f"globals().pop({name!r})"}
+        expressions["marks"] = self.marks(cell.source)
         code = sealed(with_secret(cell.source, self.guard, name, secret))
         reply = self.kernel.run(code, self.seconds(), expressions)
         if reply.status != "ok":

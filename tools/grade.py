@@ -36,6 +36,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def run_job():
     print(json.dumps(grade_one(job)))
 
 
+# jsonschema, which nbformat loads, would build a grammar of addresses: a second each
+JOB = """
+import sys
+sys.modules["rfc3987_syntax"] = None
+from tools.grade import run_job
+run_job()
+"""
+
+
 class Pool:
     """Runs jobs, each in a process of its own, several at a time."""
 
@@ -112,7 +122,7 @@ class Pool:
             if self.stopped:
                 return {"failed": "stopped"}
             process = subprocess.Popen(
-                [sys.executable, "-m", "tools.grade", "--job"],
+                [sys.executable, "-c", JOB],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -210,21 +220,22 @@ def short_hash(text):
 
 
 def read_manual(path, key):
-    """(student, cell) -> {"points", "comment", "answer"} from a table; SystemExit."""
+    """(student, cell) -> {"points", "comment", "answer"} from a table; SystemExit.
+
+    points: a number, or None where there is none yet. answer: which text it is for.
+    """
     most = {c.id: marks(c)["points"] for c in key.cells if is_answer(c)}
     given = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), 2):
             where = f"{path.name}, line {number}"
-            row = {k: (v or "").strip() for k, v in row.items() if isinstance(k, str)}
+            row = {k: unguarded((row[k] or "").strip()) for k in row if k in MANUAL}
             if missing := [n for n in MANUAL[:4] if n not in row]:
                 raise SystemExit(f"{where}: there is no column {missing[0]!r}")
-            if not row["points"]:
-                continue
             if row["cell"] not in most:
                 raise SystemExit(f"{where}: no hand-graded cell {row['cell']!r}")
             try:
-                points = float(row["points"].replace(",", "."))
+                points = float(row["points"].replace(",", ".") or "0")
             except ValueError:
                 points = -1.0
             if not 0 <= points <= most[row["cell"]]:
@@ -232,8 +243,8 @@ def read_manual(path, key):
                     f"{where}: {row['points']!r} is no number from 0 to "
                     f"{most[row['cell']]:g}"
                 )
-            given[unguarded(row["student"]), row["cell"]] = {
-                "points": points,
+            given[row["student"], row["cell"]] = {
+                "points": points if row["points"] else None,
                 "comment": row.get("comment", ""),
                 "answer": row.get("answer", ""),
             }
@@ -246,6 +257,12 @@ class Book:
     def __init__(self, path, stem, key):
         from nbgrader.api import Gradebook
         from nbgrader.preprocessors import SaveCells
+        from sqlalchemy import Engine, event
+
+        # it is made anew each time: no need to wait for the disk at every point
+        @event.listens_for(Engine, "connect")
+        def hurry(connection, _):
+            connection.execute("PRAGMA synchronous = OFF")
 
         path.unlink(missing_ok=True)
         programs = str(Path(sys.executable).parent)  # nbgrader calls alembic
@@ -275,7 +292,9 @@ class Book:
         from nbgrader.preprocessors import SaveAutoGrades
 
         self.book.add_student(student)
-        self.book.add_submission(self.stem, student)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Object of type <Submitted")
+            self.book.add_submission(self.stem, student)
         # nbgrader reads points off outputs, and students write those
         evidence = nbformat.from_dict(json.loads(json.dumps(notebook)))
         for cell in evidence.cells:
@@ -329,13 +348,15 @@ def number(value):
     return f"{round(value, 4):g}"
 
 
+NOTHING = {"points": None, "comment": "", "answer": ""}
+
+
 class Report:
     """All that is written, from the results of all submissions."""
 
     def __init__(self, out, stem, key, manual):
         self.out, self.stem, self.key = out, stem, key
         self.given, self.grades, self.parts, self.manual = manual, [], [], []
-        self.used = set()
         self.most = {
             c.id: marks(c)["points"] for c in key.cells if is_check(c) or is_answer(c)
         }
@@ -358,14 +379,15 @@ class Report:
         }
         notes = list(result.get("notes", []))
         if found.others:
-            notes.append(f"{found.path.name} counts, not {', '.join(found.others[:3])}")
+            name_of = submissions.plain(found.path.name)
+            notes.append(f"{name_of} counts, not {', '.join(found.others[:3])}")
         parts = []
         if result.get("failed"):
             row |= {"status": "failed", "score": "", "auto_score": ""}
             notes.insert(0, result["failed"])
         elif result["refused"]:
             row["status"] = "refused"
-            what = f"{found.path.name} " if found.path else ""
+            what = f"{submissions.plain(found.path.name)} " if found.path else ""
             notes.insert(0, what + result["refused"])
         else:
             parts = self.add_graded(found.student, name, result, row, notes)
@@ -379,28 +401,30 @@ class Report:
         notebook = nbformat.reads(result["notebook"], as_version=4)
         where = self.out / "executed" / f"{name}.ipynb"
         write_text(where, result["notebook"] + "\n")
-        texts, manual = answers(notebook), {}
+        texts, manual, comments = answers(notebook), {}, {}
         for cell, text in texts.items():
-            entry = self.given.get((student, cell))
-            self.used.add((student, cell))
-            if entry and entry["answer"] in ("", short_hash(text)):
+            entry = self.given.pop((student, cell), NOTHING)
+            comments[cell] = entry["comment"]
+            if entry["points"] is None:
+                continue
+            if entry["answer"] in ("", short_hash(text)):
                 manual[cell] = entry
-            elif entry:
+            else:
                 notes.append(f"{cell} has changed since it was graded by hand")
+                was = f"[{number(entry['points'])} points for an earlier answer]"
+                comments[cell] = f"{was} {entry['comment']}".strip()
         points = {cell: entry["points"] for cell, entry in manual.items()}
         grades = self.book.enter(student, notebook, result["passed"], points)
         parts, pending = [], 0
         for cell, grade in grades.items():
-            waits, entry = bool(grade["needs_manual_grade"]), manual.get(cell, {})
+            waits, entry = bool(grade["needs_manual_grade"]), manual.get(cell)
             value = grade["manual_score"]
             value = grade["auto_score"] if value is None else value
             pending += self.most[cell] * waits
             message = result["messages"].get(cell, "")
             kind = "manual" if cell in texts else "auto"
             if kind == "manual":
-                message = entry.get("comment", "")
-                answered = waits or bool(entry)
-                message = message or ("" if answered else "No answer.")
+                message = entry["comment"] if entry else "" if waits else "No answer."
             part = {
                 "student": student,
                 "assignment": self.stem,
@@ -418,7 +442,7 @@ class Report:
                         "cell": cell,
                         "max": part["max"],
                         "points": number(entry["points"]) if entry else "",
-                        "comment": entry.get("comment", ""),
+                        "comment": comments[cell],
                         "answer": short_hash(texts[cell]),
                         "where": str(where.relative_to(self.out)),
                     }
@@ -443,12 +467,12 @@ class Report:
 
     def write(self):
         self.book.close()
-        left = {k: v for k, v in self.given.items() if k not in self.used}
-        for (student, cell), entry in left.items():  # a person's work is never lost
+        for (student, cell), entry in self.given.items():  # a person's work stays
+            points = entry["points"]
             self.manual.append(
-                {"student": student, "cell": cell, "max": number(self.most[cell])}
-                | {"points": number(entry["points"]), "comment": entry["comment"]}
-                | {"answer": entry["answer"], "where": ""}
+                entry
+                | {"student": student, "cell": cell, "max": number(self.most[cell])}
+                | {"points": "" if points is None else number(points), "where": ""}
             )
         write_table(self.out / "grades.csv", GRADES, self.grades)
         write_table(self.out / "parts.csv", PARTS, self.parts)
@@ -594,7 +618,4 @@ def read_result(path):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--job"]:
-        run_job()
-    else:
-        main()
+    main()

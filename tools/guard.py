@@ -64,6 +64,9 @@ class Guard:
         self.kept = {}  # names that the course's own cells have defined
         loaded = [n for n in sys.modules if n.partition(".")[0] == "genlib"]
         names = {*WATCHED, *imports, *loaded} & set(sys.modules)
+        torch = sys.modules.get("torch")
+        self.values = (float, int, complex, str) + ((torch.Tensor,) if torch else ())
+        self.trusted = {kind for value in self.values for kind in family(value)}
         self.places = {}  # label -> what has the names: a module or a class
         for name in sorted(names):
             module = sys.modules[name]
@@ -76,9 +79,12 @@ class Guard:
                 self.places[f"{kind.__module__}.{kind.__qualname__}"] = kind
         self.names = {k: frozenset(digest(vars(p))) for k, p in self.places.items()}
 
-    def mark(self):
-        """JSON: label -> a number that changes when what lies there does."""
-        marks = {}
+    def mark(self, names, space):
+        """JSON: label -> a number that changes when what lies there does.
+
+        names: those that a check has used, in the namespace `space`.
+        """
+        marks = {"names that the check uses": self.wrong(names, space)}
         hidden = set(vars(builtins))
         for label, place in self.places.items():
             now = digest(vars(place))
@@ -98,6 +104,12 @@ class Guard:
             marks["torch's function modes"] = torch._C._len_torch_function_stack()
         return json.dumps(marks)
 
+    def isinstance(self, thing, kinds):
+        """For checks: a number or tensor of a class that came later is none."""
+        if isinstance(thing, self.values) and type(thing) not in self.trusted:
+            return False
+        return isinstance(thing, kinds)
+
     def keep(self, names, space):
         """Remember functions, classes and modules that a cell of the course made."""
         for name in names:
@@ -105,8 +117,33 @@ class Guard:
             if callable(thing) or isinstance(thing, types.ModuleType):
                 self.kept[name] = thing
 
-    def restore(self, space):
-        space.update(self.kept)
+    def restore(self, names, space):
+        """Give a check's names the meaning that the course's cells gave them."""
+        for name in names:
+            if name in self.kept:
+                space[name] = self.kept[name]
+            elif hasattr(builtins, name):
+                space.pop(name, None)  # a builtin, hidden by a name of the student's
+
+    def wrong(self, names, space):
+        """How many of a check's names mean something else since `restore`."""
+        return sum(
+            space.get(name) is not self.kept[name]
+            if name in self.kept
+            else name in space and hasattr(builtins, name)
+            for name in names
+        )
+
+
+def family(kind):
+    """A class and all that there is of its subclasses."""
+    found, todo = set(), [kind]
+    while todo:
+        one = todo.pop()
+        if one not in found:
+            found.add(one)
+            todo += type.__subclasses__(one)
+    return found
 
 
 def inside(kind):

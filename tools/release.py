@@ -33,6 +33,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ASSIGNMENTS = ROOT / "assignments"
 COURSE = ROOT / "_build" / "course"
 
+# The lines that nbgrader cuts between; others that look like them cut nothing.
+CUTS = (
+    ("### BEGIN SOLUTION", "### END SOLUTION"),
+    ("### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS"),
+    ("=== BEGIN MARK SCHEME ===", "=== END MARK SCHEME ==="),
+)
 BEGIN = re.compile(r"\bBEGIN\s+(SOLUTION|HIDDEN|MARK)", re.IGNORECASE)
 END = re.compile(r"\bEND\s+(SOLUTION|HIDDEN|MARK)", re.IGNORECASE)
 # No line of a release may look like one of these, rightly spelt or not.
@@ -94,6 +100,7 @@ def read_key(path):
             raise ReleaseError(f"{where}: the grade_id {name!r} is used twice")
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
             raise ReleaseError(f"{where}: {name!r} cannot be a grade_id")
+        check_cuts(cell, where)
         if (is_check(cell) or is_answer(cell)) and not marks(cell).get("points", 0) > 0:
             raise ReleaseError(f"{where}: {name!r} is graded and has no points")
         if cell.cell_type == "code" and not marks(cell).get("solution"):
@@ -103,6 +110,16 @@ def read_key(path):
     if not any(map(is_check, key.cells)):
         raise ReleaseError(f"{path.name} has no check")
     return key
+
+
+def check_cuts(cell, where):
+    """Every line that looks like a mark is one and has its partner; ReleaseError."""
+    cut = re.compile("###" if cell.cell_type == "code" else "===|### (BEGIN|END)")
+    lines = [line.strip() for line in cell.source.splitlines()]
+    lines = [line for line in lines if cut.match(line)]
+    for begin, end in zip(lines[::2], [*lines[1::2], ""], strict=False):
+        if (begin, end) not in CUTS:
+            raise ReleaseError(f"{where}: {begin!r} and {end!r} are no pair of marks")
 
 
 def compile_cell(cell, where):
@@ -206,7 +223,8 @@ def survivors(key, release):
     """What of a key's secrets is still in a release, a line of text for each cell."""
     problems = []
     split = [split_secrets(cell) for cell in key.cells]
-    shown = {line.strip() for visible, _ in split for line in visible}
+    code = (p for p, c in zip(split, key.cells, strict=True) if c.cell_type == "code")
+    shown = {line.strip() for visible, _ in code for line in visible}
     secret = {line.strip() for _, hidden in split for line in hidden} - shown
     secret = {line for line in secret if len(line) >= SHORT}
     for cell, source in zip(release.cells, key.cells, strict=True):
@@ -216,7 +234,7 @@ def survivors(key, release):
         if left:
             problems.append(f"{name}: {left[0][:50]!r} would survive")
         must = m.get("solution") or m.get("task") or name.endswith("-hidden")
-        if must and cell.source.strip() == source.source.strip():
+        if must and cell.source.split() == source.source.split():
             problems.append(f"{name}: nothing was taken out of it")
         if cell.cell_type == "code" and (cell.outputs or cell.execution_count):
             problems.append(f"{name}: it has outputs")

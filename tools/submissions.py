@@ -29,6 +29,10 @@ from tools.release import is_answer, is_check, marks
 MOST_BYTES = 200_000_000  # of a file
 MOST_TEXT = 2_000_000  # characters of all its cells
 
+# what computers leave in folders, and no student
+JUNK = re.compile(
+    r"\._.*|\.DS_Store|\.git.*|\.ipynb_checkpoints|__MACOSX|Thumbs\.db|desktop\.ini"
+)
 MOODLE = re.compile(r"(?P<who>.+?_\d+)_assignsubmission_(file|onlinetext)_?.*")
 CANVAS = re.compile(r"(?P<who>[^_]+)(_LATE)?_(?P<id>\d+)_\d+_.*")
 BLACKBOARD = re.compile(r".+_(?P<who>[^_]+)_attempt_\d{4}(-\d\d){5}.*")
@@ -57,7 +61,7 @@ def find(folder, stem):
     rest = {}  # student -> [what else they sent]
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         name = plain(entry.name)
-        if name.startswith((".", "__MACOSX")):
+        if JUNK.fullmatch(name):
             continue
         student = whose(name if entry.is_dir() else Path(name).stem, stem)
         for path, problem in files(entry):
@@ -90,13 +94,12 @@ def files(entry):
         yield Path(entry.path), ""
     else:
         for top, folders, names in os.walk(entry.path):
-            hidden = (".", "__MACOSX")
-            folders[:] = sorted(f for f in folders if not f.startswith(hidden))
+            folders[:] = sorted(f for f in folders if not JUNK.fullmatch(f))
             for name in folders:
                 if os.path.islink(os.path.join(top, name)):
                     yield Path(top, name), link
             for name in sorted(names):
-                if not name.startswith("."):
+                if not JUNK.fullmatch(name):
                     path = Path(top, name)
                     yield path, link if path.is_symlink() else ""
 
@@ -268,7 +271,10 @@ def restore(graded, blank, cells, elsewhere=None):
                 retyped.append(name)
             if open_cell:
                 cell.source = sent.source
-            elif squeeze(sent.source) != squeeze(empty.source) and name != "setup":
+            elif name != "setup" and squeeze(sent.source) not in (
+                squeeze(empty.source),
+                squeeze(source.source),
+            ):
                 changed.append(name)
         if not (sent is None and open_cell and source.cell_type == "code"):
             # a definition that is gone stays gone: the student may have it elsewhere
