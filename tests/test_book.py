@@ -5,6 +5,7 @@ is given one planted fault that it has to see.
 """
 
 import copy
+import functools
 import gzip
 import json
 import re
@@ -272,6 +273,47 @@ def terms_are_explained(book):
     return wrong
 
 
+def terms_lead_to_their_uses(book):
+    """Each entry names where its word is used; a page that links a word is named."""
+    wrong, named = [], {}
+    for entry in book.pages["book/glossary"].select("dl.glossary dt"):
+        uses = entry.find_next_sibling("dd").select(".uses a[href]")
+        places = {book.where("book/glossary", a["href"])[0] for a in uses}
+        named[entry["id"]] = places
+        if not places:
+            wrong.append(f"book/glossary: {entry['id']} is used nowhere")
+    for page in contents():
+        here = (book.folder / f"{page}.html").resolve()
+        for link in book.pages[page].select("article a:has(> span.std-term)"):
+            term = link["href"].partition("#")[2]
+            if page != "book/glossary" and here not in named.get(term, ()):
+                wrong.append(f"book/glossary: {term} does not lead to {page}")
+    return wrong
+
+
+def pages_say_what_they_need_and_what_comes_next(book):
+    wrong, listed = [], contents()
+    for n, page in enumerate(listed):
+        for rel, other in (("prev", n - 1), ("next", n + 1)):
+            found = [
+                book.where(page, a["href"])[0]
+                for a in book.pages[page].select(f"nav.turn a[rel={rel}]")
+            ]
+            there = 0 <= other < len(listed)
+            want = [book.folder.resolve() / f"{listed[other]}.html"] if there else []
+            if found != want:
+                wrong.append(f"{page}: {rel} leads to {found}")
+    for page in CHAPTERS:
+        start = book.pages[page].select_one("article section")
+        first = start.select("section")[0]
+        opening = [e for e in start.select("em") if first not in e.parents]
+        if "Before:" not in [e.get_text() for e in opening]:
+            wrong.append(f"{page}: does not say what it needs, after *Before:*")
+        if not any(b.get_text() == "Next." for b in start.select("strong")):
+            wrong.append(f"{page}: does not say what comes next, after **Next.**")
+    return wrong
+
+
 def pictures_have_words(book):
     wrong = []
     for page, image in book.every("img"):
@@ -364,6 +406,11 @@ def outputs_are_shown(book):
     return wrong
 
 
+@functools.cache
+def compressed(path):
+    return len(gzip.compress(path.read_bytes(), 6))
+
+
 def first_views_are_light(book):
     wrong = []
     for page, soup in book.pages.items():
@@ -372,8 +419,8 @@ def first_views_are_light(book):
         fonts = soup.select('link[rel="preload"]')
         paths = [book.where(page, s["src"])[0] for s in scripts]
         paths += [book.where(page, e["href"])[0] for e in fonts]
-        whole = gzip.compress(str(soup).encode(), 6)
-        size = len(whole) + sum(p.stat().st_size for p in paths)
+        size = compressed(book.folder / f"{page}.html")
+        size += sum(p.stat().st_size for p in paths)
         if size > FIRST_VIEW:
             wrong.append(f"{page}: {size} bytes, with {[p.name for p in paths]}")
         if soup.select('link[rel="stylesheet"]') or len(late) < len(scripts):
@@ -397,6 +444,8 @@ CHECKS = (
     equations_are_there,
     sources_are_given,
     terms_are_explained,
+    terms_lead_to_their_uses,
+    pages_say_what_they_need_and_what_comes_next,
     pictures_have_words,
     pictures_have_a_size_to_read,
     buttons_do_something,
@@ -444,6 +493,21 @@ FAULTS = [  # (check, page, what to replace there, by what)
     (equations_are_there, CHAPTER, "</h1>", "</h1><p>and $x$ too</p>"),
     (sources_are_given, "book/bibliography", 'href="http', 'href="#http'),
     (terms_are_explained, CHAPTER, "</h1>", '</h1><span class="std-term">q</span>'),
+    (terms_lead_to_their_uses, "book/glossary", 'class="uses"', 'class="used"'),
+    (
+        terms_lead_to_their_uses,
+        "book/glossary",
+        '<a class="reference internal" href="../notebooks/03_vae.html',
+        '<a class="reference internal" href="../notebooks/05_gan.html',
+    ),
+    (pages_say_what_they_need_and_what_comes_next, CHAPTER, "Before:", "After:"),
+    (pages_say_what_they_need_and_what_comes_next, CHAPTER, "Next.", "Later."),
+    (
+        pages_say_what_they_need_and_what_comes_next,
+        CHAPTER,
+        'href="../book/gans.html" rel="next"',
+        'href="../book/vaes.html" rel="next"',
+    ),
     (pictures_have_words, CHAPTER, ' alt="', ' alt="../_images/figure.png" title="'),
     (pictures_have_words, "book/index", 'id="families-desc"', ""),
     (buttons_do_something, CHAPTER, 'class="print"', 'class="dead"'),
@@ -558,12 +622,46 @@ def test_the_outline_follows_the_reader(visit):
     page.wait_for_selector('nav.outline a[aria-current][href="#units"]')
 
 
-def test_the_search_finds_a_page(visit):
-    page = visit("search.html?q=posterior+collapse")
-    page.wait_for_selector("#search-results li a")
-    found = page.locator("#search-results li a").all_inner_texts()
-    assert any("Glossary" in name for name in found)
-    assert page.input_value("form.search input") == "posterior collapse"
+QUERIES = {  # what a reader types -> a page and a place that must be found
+    "posterior collapse": ["book/glossary.html#", "notebooks/03_vae.html#break-it"],
+    "reparameterisation trick": ["book/glossary.html#", "notebooks/03_vae.html"],
+    "reparameterize": ["notebooks/03_vae.html#code-gaussian_kl-reparameterize"],
+    "Generator": [
+        "notebooks/05_gan.html#code-LeakyReLU-Generator",
+        "book/glossary.html#",
+    ],
+    "CausalSelfAttention": ["notebooks/13_gpt.html#code-CausalSelfAttention"],
+    "evidence lower bound": ["book/glossary.html#", "notebooks/03_vae.html"],
+    "Jensen-Shannon divergence": ["book/glossary.html#", "notebooks/05_gan.html"],
+    "Bayes' rule": ["notebooks/03_vae.html"],
+    "value of the game": ["notebooks/05_gan.html"],
+}
+
+
+def test_the_search_finds_terms_functions_and_equations(visit):
+    page = visit("search.html")
+    missed = []
+    for query, places in QUERIES.items():
+        page.fill("form.search input", query)
+        page.press("form.search input", "Enter")
+        page.get_by_text("Search finished").wait_for()
+        links = page.locator("#search-results li > a")
+        found = [a.get_attribute("href").partition("?")[0] for a in links.all()]
+        for place in places:
+            if not any(address.startswith(place) for address in found):
+                missed.append(f"{query!r} does not find {place}: {found}")
+        assert page.input_value("form.search input") == query
+    assert not missed
+    page.fill("form.search input", "reparameterize")
+    page.press("form.search input", "Enter")
+    page.locator("#search-results a[href*='-reparameterize']").first.click()
+    assert "def reparameterize" in page.inner_text(":target")
+
+
+def test_a_search_for_what_is_not_there_says_so(visit):
+    page = visit("search.html?q=xyzzyquux")
+    page.get_by_text("did not match any documents").wait_for()
+    assert page.locator("#search-results li").count() == 0
 
 
 def test_what_is_too_wide_can_be_scrolled_by_the_keyboard(visit):
