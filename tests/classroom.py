@@ -3,11 +3,14 @@
 import copy
 import json
 import re
+import sys
+import tomllib
+from pathlib import Path
 
 import nbformat
 
 from tools.notebooks import METADATA
-from tools.release import marks, student_copy
+from tools.release import ASSIGNMENTS, marks, read_key, student_copy
 
 # (name, kind, points, source); kind: text, code (both locked), solution, check, hidden,
 # answer, task
@@ -193,7 +196,7 @@ BODIES = {
     "killall": "import os, signal\nos.kill(-1, signal.SIGKILL)",
     "input": "return float(input('points? '))",
     "flood": "while True:\n    print('100 points! ' * 10_000)",
-    "memory": "held = []\nwhile True:\n    held.append(bytearray(10**8))",
+    "memory": "global held\nheld = []\nwhile True:\n    held.append(bytearray(10**8))",
     "swarm": "import os, time\nwhile True:\n    try:\n        os.fork()\n"
     "    except OSError:\n        time.sleep(0.1)",
     "longword": "raise ValueError('x' * 10**6)",
@@ -252,3 +255,51 @@ CELLS = {
     "kernel.do_execute = do_execute",
     "tracer": "import sys\nsys.settrace(lambda *a: None)",
 }
+
+
+# --- a class over a real assignment ---------------------------------------------------
+
+
+def thirty(stem, folder):
+    """Write 30 submissions of an assignment, of all sorts, into a folder."""
+    key = read_key(ASSIGNMENTS / f"{stem}.ipynb")
+    path = ASSIGNMENTS.parent / "tests" / "mistakes" / f"{stem}.toml"
+    planted = tomllib.loads(path.read_text("utf-8"))["mistake"]
+    part = next(
+        c.id
+        for c in key.cells
+        if "def " in c.source and re.search(r"\n    ### BEGIN SOLUTION", c.source)
+    )
+    good, blank = solved(key), student_copy(key)
+    lost = copy.deepcopy(good)
+    for one in lost.cells:
+        one.metadata = {}
+    books = {f"Ada Byron_12_assignsubmission_file_{stem}": good}
+    books |= {f"Zoë Ünal_{stem}": good, f"hopper_LATE_7_8_{stem}": good}
+    books |= {f"metadata-lost_{stem}": lost, f"blank_{stem}": blank}
+    books[f"one-part_{stem}"] = copy.deepcopy(blank)
+    at(books[f"one-part_{stem}"], part).source = at(good, part).source
+    books[f"deleted_{stem}"] = without(good, part, f"{part}-check")
+    for number, mistake in enumerate((planted * 8)[:8]):
+        book = books[f"mistake-{number}_{stem}"] = copy.deepcopy(good)
+        wrong = at(book, mistake["cell"])
+        wrong.source = wrong.source.replace(mistake["old"], mistake["new"])
+    for name in ("loop", "segfault", "flood", "memory", "swarm", "liar", "forger"):
+        books[f"{name}_{stem}"] = with_body(key, part, BODIES[name])
+    for name in ("success", "unpacker", "expressions"):
+        books[f"{name}_{stem}"] = with_cell(key, CELLS[name], after="setup")
+    folder.mkdir(parents=True)
+    for name, book in books.items():
+        nbformat.write(book, folder / f"{name}.ipynb")
+    (folder / f"not-json_{stem}.ipynb").write_text("{")
+    (folder / f"empty_{stem}.ipynb").write_text("")
+    nbformat.write(sample(), folder / f"another_{stem}.ipynb")
+    heavy = json.loads(nbformat.writes(good))
+    heavy["cells"][1]["outputs"] = [{"output_type": "stream", "text": "x" * 10**8}]
+    (folder / f"heavy_{stem}.ipynb").write_text(json.dumps(heavy))
+    (folder / f"link_{stem}.ipynb").symlink_to("/etc/passwd")
+    assert len(list(folder.iterdir())) == 30
+
+
+if __name__ == "__main__":  # PYTHONPATH=. python tests/classroom.py vae /tmp/class
+    thirty(sys.argv[1], Path(sys.argv[2]))

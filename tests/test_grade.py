@@ -534,9 +534,10 @@ def damaged(key):
             but(cells=[{"cell_type": "raw", "source": "x" * 2_000_001}]),
             "has more than 2,000,000 characters of text and code",
         ),
+        "little": (but(cells=good["cells"][:3]), "has 2 of this assignment's 15 cells"),
         "french": (but(**foreign), "is written in R; the assignment is in Python"),
         "other": (json.dumps(other), "is of another assignment: other"),
-        "nobody's": (but(cells=[]), "has no cell of this assignment"),
+        "nobody's": (but(cells=[]), "has 0 of this assignment's 15 cells"),
     }
 
 

@@ -189,7 +189,7 @@ class Run:
             cell.outputs = outputs(reply)
             if reply.status != "ok":
                 self.messages[cell.id] = self.explain(reply)
-            if reply.status in ("timeout", "died", "lost"):
+            if reply.status in ("timeout", "died", "lost") or no_memory(reply):
                 self.bad.add(cell.id)
             self.done.append(cell)
         elif self.tampered:
@@ -247,9 +247,16 @@ class Run:
 
     # --- cells ---
 
+    def run(self, code, expressions=None):
+        """Run code for as long as there is time; end a kernel whose memory is full."""
+        reply = self.kernel.run(code, self.seconds(), expressions)
+        if no_memory(reply):
+            self.kernel.kill()
+        return reply
+
     def execute(self, cell):
         """Run a cell that is no check."""
-        reply = self.kernel.run(cell.source, self.seconds())
+        reply = self.run(cell.source)
         if marks(cell) and not marks(cell)["solution"] and reply.status == "ok":
             names = repr(defined(cell.source))
             self.kernel.run(f"{there(self.guard)}.keep({names}, globals())", 10)
@@ -261,7 +268,7 @@ class Run:
         expressions = {"end": f"globals().pop({name!r})"}
         expressions["marks"] = self.marks(cell.source)
         code = sealed(with_secret(cell.source, self.guard, name, secret))
-        reply = self.kernel.run(code, self.seconds(), expressions)
+        reply = self.run(code, expressions)
         if reply.status != "ok":
             return self.explain(reply)
         if reply.values.get("end") != repr(secret):
@@ -272,7 +279,7 @@ class Run:
             raise Tampered(f"this was changed: {', '.join(changed[:3])}")
         secret = secrets.token_hex(16)
         code = sealed(turned_round(cell.source, self.guard, name, secret))
-        reply = self.kernel.run(code, self.seconds())
+        reply = self.run(code)
         if (reply.status, reply.name, reply.text) != (
             "error",
             "AssertionError",
@@ -301,6 +308,11 @@ class Run:
         if name == "AssertionError" and text:
             return text
         return f"{name}: {text}" if text else name
+
+
+def no_memory(reply):
+    """Whether Python or torch found no memory: then the next cell finds none either."""
+    return reply.name == "MemoryError" or "alloc_cpu" in reply.text
 
 
 def outputs(reply):

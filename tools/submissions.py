@@ -352,8 +352,8 @@ def refuse_others(blank, cells, labels, elsewhere):
     best = max(elsewhere, key=lambda s: len(elsewhere[s] & sent - common), default=None)
     if best and len(elsewhere[best] & sent - common) > ours:
         raise Refused(f"is of another assignment: {best}")
-    if not ours:
-        raise Refused("has no cell of this assignment")
+    if ours < len(blank.cells) / 4:
+        raise Refused(f"has {ours} of this assignment's {len(blank.cells)} cells")
 
 
 def recover_answers(graded, given, extra, notes):
