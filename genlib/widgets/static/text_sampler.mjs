@@ -142,7 +142,7 @@ function render({ model, el }) {
   el.append(root);
 
   function makeBar() {
-    const words = h("span", { class: "gl-hidden" });
+    const words = h("span", { class: "gl-hidden" }, "not known yet");
     const name = h("span", { class: "gl-char", "aria-hidden": "true" });
     const [before, after] = [h("span", { class: "gl-before" }), h("span", { class: "gl-after" })];
     const numbers = h("span", { class: "gl-numbers", "aria-hidden": "true" });
