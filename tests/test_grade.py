@@ -349,7 +349,9 @@ def test_hostile_code_earns_nothing(graded, name):
         row = graded[0][student]
         assert row["status"] == "tampered"
         assert row["auto_score"] == "0"
-        assert re.match(r"\w+-\w+: (this was changed|the check)", row["reason"])
+        ended = name in ("success", "runner", "answers", "expressions")
+        why = "the check did not come to its end" if ended else "this was changed"
+        assert re.match(rf"\w+-\w+: {why}", row["reason"])
     elif name != "nothing":  # without effect: nothing else is lost
         assert got == without_square()
 

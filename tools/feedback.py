@@ -10,11 +10,12 @@ from tools.release import is_check, marks
 STYLE = """
 :root { color-scheme: light dark; }
 body { max-width: 46rem; margin: 2rem auto; padding: 0 1rem;
-  font: 1.05rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere;
+  font: 1.05rem/1.55 system-ui, sans-serif; overflow-wrap: break-word;
   color: #1c1c22; background: #fff; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 table { border-collapse: collapse; width: 100%; }
 caption { text-align: left; padding: .5rem 0; }
+small { font-weight: normal; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem;
   border-bottom: 1px solid #7a7a85; }
 td.n, th.n { text-align: right; white-space: nowrap; }
@@ -50,8 +51,11 @@ def page(key, row, parts, result):
         )
     if row["status"] == "tampered":
         body.append("<p>A person will look at this submission before it counts.</p>")
-    if row["reason"]:
-        body.append(f"<p>Noted: {escape(row['reason'])}.</p>")
+    noted = [
+        n for n in row["reason"].split("; ") if n and not n.startswith("no points")
+    ]
+    if noted:
+        body.append(f"<p>Noted: {escape('; '.join(noted))}.</p>")
     if parts:
         body += table(key, parts)
         body += own_work(key, parts, result)
@@ -83,7 +87,7 @@ def kind_of(part):
 def table(key, parts):
     under = headings(key)
     yield "<table>\n<caption>Points by part</caption>\n<thead><tr>"
-    yield '<th scope="col">Part</th><th scope="col">Graded by</th>'
+    yield '<th scope="col">Part</th>'
     yield '<th scope="col" class="n">Points</th><th scope="col">What was found</th>'
     yield "</tr></thead>\n<tbody>"
     for part in parts:
@@ -92,9 +96,10 @@ def table(key, parts):
         if part["score"] == "":
             said = "Waits for a person."
         score = part["score"] or "–"
+        name = re.sub("-(check|hidden)$", "", part["cell"])
         yield (
-            f'<tr><th scope="row">{escape(under[part["cell"]] or part["cell"])}</th>'
-            f"<td>{kind_of(part)}</td>"
+            f'<tr><th scope="row">{escape(under[part["cell"]])}'
+            f"<br><small>{escape(name)}: {kind_of(part)}</small></th>"
             f'<td class="n">{escape(score)} of {escape(part["max"])}</td>'
             f"<td>{escape(said or '–')}</td></tr>"
         )
