@@ -48,17 +48,16 @@ def living(visit):
     page = visit(LIVING, viewport={"width": 1280, "height": 800})
     start_all(page)
     page.get_by_role("button", name="Pause").first.click()
-    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
-    page.evaluate("getSelection().collapse(document.body, 0)")  # Tab sets out from here
+    page.focus(".skip")  # the first stop
     return page
 
 
 def test_the_keyboard_reaches_everything_in_order_and_is_seen(living):
     stops, wrong = walk(living, "Tab")
     assert not wrong
-    assert stops >= living.evaluate(REACHABLE) > 100
+    assert 1 + stops >= living.evaluate(REACHABLE) > 100
     back, wrong = walk(living, "Shift+Tab")
-    assert not wrong and abs(back - stops) <= 1
+    assert not wrong and abs(back - stops) <= 2
 
 
 REACHABLE = """() => {
