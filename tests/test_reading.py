@@ -7,12 +7,12 @@ import pytest
 from test_browser import start_all
 
 LIVING = "notebooks/05_gan.html"
-# What is wrong with the element that has the focus; null when it left the page or has
-# come round to the first stop
+# What is wrong with the element that has the focus; null when it left the page, or
+# when it is back at the first stop
 FOCUSED = """() => {
   const element = document.activeElement;
   if (!element || element === document.body) return null;
-  if (window.last && element.matches(".skip")) return null;
+  if (window.last && window.backwards && element.matches(".skip")) return null;
   const style = getComputedStyle(element);
   const box = element.getBoundingClientRect();
   const header = document.querySelector("header.top");
