@@ -72,14 +72,14 @@ def test_living_pages_are_accessible_and_fit_a_phone(visit, pages):
         page = visit(path, viewport=narrow, is_mobile=True, color_scheme="dark")
         page.wait_for_load_state("networkidle")
         start_all(page)
-        for button in page.get_by_role("button", name="Pause", exact=True).all():
-            button.click()  # the machine is for axe now
-        problems += axe(page, f"{path}, alive, dark")
+        page.evaluate(PAUSE)  # the machine is for axe now
+        alive = page.locator("[data-widget]").count()
+        problems += axe(page, f"{path}, alive, dark") if alive else []
         problems += [f"{path}: {fault}" for fault in page.evaluate(SIDEWAYS)]
         page.set_viewport_size({"width": 320, "height": 844})
         page.emulate_media(color_scheme="light")
         page.wait_for_function("document.documentElement.dataset.theme === 'light'")
-        problems += axe(page, f"{path}, alive, light, 320 pixels")
+        problems += axe(page, f"{path}, alive, light") if alive else []
         problems += [
             f"{path}, 320 pixels: {fault}" for fault in page.evaluate(SIDEWAYS)
         ]
@@ -87,6 +87,9 @@ def test_living_pages_are_accessible_and_fit_a_phone(visit, pages):
     assert not problems, "\n".join(problems)
 
 
+PAUSE = """() => [...document.querySelectorAll("[data-widget] button")]
+  .filter((button) => button.textContent === "Pause")
+  .forEach((button) => button.click())"""
 # A page that scrolls sideways; text that does, though it is no code, table or formula
 SIDEWAYS = """() => {
   const wrong = [];
@@ -95,7 +98,8 @@ SIDEWAYS = """() => {
   const may = "pre, .pst-scrollable-table-container, .math, .cell_output, .output, " +
     ".scroll, .gl-widget *, select, input, .hidden, mjx-container *";
   for (const box of document.querySelectorAll("body *"))
-    if (box.scrollWidth > box.clientWidth + 1 && !box.matches(may) &&
+    if (box.clientWidth > 1 && box.scrollWidth > box.clientWidth + 1 &&
+        !box.matches(may) &&
         /auto|scroll|hidden|clip/.test(getComputedStyle(box).overflowX))
       wrong.push(`scrolls or cuts: ${box.outerHTML.slice(0, 80)}`);
   return wrong;

@@ -7,10 +7,12 @@ import pytest
 from test_browser import start_all
 
 LIVING = "notebooks/05_gan.html"
-# What is wrong with the element that has the focus; null when it left the page
+# What is wrong with the element that has the focus; null when it left the page, or
+# when it is back at the first stop
 FOCUSED = """() => {
   const element = document.activeElement;
   if (!element || element === document.body) return null;
+  if (window.last && window.backwards && element.matches(".skip")) return null;
   const style = getComputedStyle(element);
   const box = element.getBoundingClientRect();
   const header = document.querySelector("header.top");
@@ -48,15 +50,14 @@ def living(visit):
     page = visit(LIVING, viewport={"width": 1280, "height": 800})
     start_all(page)
     page.get_by_role("button", name="Pause").first.click()
-    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
-    page.evaluate("getSelection().collapse(document.body, 0)")  # Tab sets out from here
+    page.focus(".skip")  # the first stop
     return page
 
 
 def test_the_keyboard_reaches_everything_in_order_and_is_seen(living):
     stops, wrong = walk(living, "Tab")
     assert not wrong
-    assert stops >= living.evaluate(REACHABLE) > 100
+    assert 1 + stops >= living.evaluate(REACHABLE) > 100
     back, wrong = walk(living, "Shift+Tab")
     assert not wrong and abs(back - stops) <= 1
 
