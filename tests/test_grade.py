@@ -537,6 +537,7 @@ def damaged(key):
             "has more than 2,000,000 characters of text and code",
         ),
         "little": (but(cells=good["cells"][:3]), "has 2 of this assignment's 15 cells"),
+        "many": (but(cells=good["cells"] * 21), "has more than 300 cells"),
         "french": (but(**foreign), "is written in R; the assignment is in Python"),
         "other": (json.dumps(other), "is of another assignment: other"),
         "nobody's": (but(cells=[]), "has 0 of this assignment's 15 cells"),

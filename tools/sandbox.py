@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,8 +37,8 @@ MEGABYTE = 1 << 20
 START = 60  # s for a kernel to be ready
 MESSAGE = 16 * MEGABYTE  # a longer message is not read
 TEXT = 20_000  # characters of output that are kept of a cell
-PICTURES = 10  # of a cell that are kept
-PICTURE = 700_000  # characters of one, as base64
+PICTURES = 4  # of a cell that are kept
+PICTURE = 300_000  # characters of one, as base64
 SOCKETS = "/run/kernel"
 SLICE = 0.1  # s between looks at the kernel's health
 ENVIRONMENT = {
@@ -260,8 +261,13 @@ class Kernel:
                 **quiet,
             )
             self.inner = psutil.Process(self.process.pid)
+            end = time.monotonic() + START
+            while not listening(sockets) and self.alive() and time.monotonic() < end:
+                time.sleep(0.02)
         self.context = zmq.Context()
         self.context.setsockopt(zmq.MAXMSGSIZE, MESSAGE)
+        # its folder is the student's by then: a path could lead anywhere
+        self.context.setsockopt(zmq.RECONNECT_IVL, -1)
         self.client = BlockingKernelClient(context=self.context)
         self.client.load_connection_info(self.connection(sockets))
         self.client.start_channels(hb=False, stdin=False)
@@ -297,7 +303,7 @@ class Kernel:
             with contextlib.suppress(OSError, psutil.Error, IndexError):
                 self.inner = outer.children()[0]
                 sockets = f"/proc/{self.inner.pid}/root{SOCKETS}"
-                if len(os.listdir(sockets)) == len(CHANNELS):
+                if listening(sockets):
                     return sockets
             time.sleep(0.02)
         raise SandboxError("the kernel in the sandbox does not start")
@@ -430,6 +436,17 @@ class Kernel:
 
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+
+
+def listening(folder):
+    """Whether all of a kernel's sockets in a folder can be connected to."""
+    for number in range(1, len(CHANNELS) + 1):
+        with socket.socket(socket.AF_UNIX) as trial:
+            try:
+                trial.connect(f"{folder}/s-{number}")
+            except OSError:
+                return False
+    return True
 
 
 def read(channel):

@@ -27,6 +27,7 @@ import nbformat
 from tools.release import is_answer, is_check, marks
 
 MOST_BYTES = 200_000_000  # of a file
+MOST_CELLS = 300
 MOST_TEXT = 2_000_000  # characters of all its cells
 
 # what computers leave in folders, and no student
@@ -150,6 +151,8 @@ def read(path):
     language = declared_language(notebook)
     if language and not language.lower().startswith(("python", "ipython")):
         raise Refused(f"is written in {language[:20]}; the assignment is in Python")
+    if len(notebook["cells"]) > MOST_CELLS:
+        raise Refused(f"has more than {MOST_CELLS} cells")
     cells, counts = [], []
     for raw in notebook["cells"]:
         if not isinstance(raw, dict) or raw.get("cell_type") not in KINDS:
