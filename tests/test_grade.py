@@ -483,6 +483,35 @@ def test_a_number_that_equals_every_number_is_none(walls, key):
     assert not done.tampered
 
 
+LURE = """
+import os, socket
+for n in range(1, 6):
+    path = f"/run/kernel/s-{{n}}"
+    os.remove(path)
+    os.symlink({place!r}, path)
+for fd in os.listdir("/proc/self/fd"):
+    try:
+        end = socket.socket(fileno=os.dup(int(fd)))
+        if "kernel/s" in str(end.getsockname()) and end.getpeername() is not None:
+            end.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+"""
+
+
+def test_the_grader_is_not_lured_to_another_socket(walls, tmp_path_factory):
+    """The kernel ends a connection; its path leads elsewhere by then."""
+    place = str(tmp_path_factory.mktemp("s") / "s")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(place)
+        server.listen()
+        server.settimeout(4)
+        with sandbox.Kernel(sandbox.Limits(memory=1500)) as kernel:
+            kernel.run(LURE.format(place=place), timeout=10)
+            with pytest.raises(TimeoutError):
+                server.accept()
+
+
 def test_time_for_the_whole_notebook_is_limited(walls, key):
     book = classroom.with_cell(key, "while True:\n    pass", after="square")
     start = time.monotonic()
