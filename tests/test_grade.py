@@ -216,7 +216,7 @@ def students(key, out, port):
     for name, body in prying(out, port).items():
         books[f"pry-{name}"] = classroom.with_body(key, "square", body)
     books["pry-source"] = classroom.with_body(key, "halve", SPY)
-    books["cell-dies"] = classroom.with_cell(key, "import os\nos._exit(1)", "start")
+    books["cell-dies"] = classroom.with_cell(key, "import os\nos._exit(1)", "halve")
     books["cell-loops"] = classroom.with_cell(key, "while True:\n    pass", "halve")
     books["cell-score"] = classroom.with_cell(
         key, "print('score: 7/7')\nimport sys\nsys.displayhook = print\n100", "start"
@@ -336,6 +336,9 @@ def test_a_hostile_function_harms_only_its_own_part(graded, name):
     else:
         assert points(graded, student) == without_square()
         assert graded[1][student, "square-check"]["message"]
+    if name == "loop":  # stopped, and not killed
+        said = graded[1][student, "square-check"]["message"]
+        assert said == "Stopped: it was not done after 5 s. Does a loop never end?"
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -509,6 +512,14 @@ def test_the_grader_is_not_lured_to_another_socket(walls, tmp_path_factory):
             kernel.run(LURE.format(place=place), timeout=10)
             with pytest.raises(TimeoutError):
                 server.accept()
+
+
+def test_long_outputs_are_cut(walls):
+    with sandbox.Kernel(sandbox.Limits(memory=1500)) as kernel:
+        reply = kernel.run("print('x' * 10**6)\n'y' * 10**6", timeout=10)
+    assert reply.status == "ok"
+    text = "".join(output["text"] for output in reply.outputs)
+    assert text.endswith("[cut]\n") and len(text) < sandbox.TEXT + 100
 
 
 def test_time_for_the_whole_notebook_is_limited(walls, key):
