@@ -250,6 +250,9 @@ def test_commands_are_those_of_the_book():
     page = PAGES["teaching_setup"]
     assert f'"{install.TORCH}"' in page
     assert f"{pack.NAME}-<version>.zip" in page
+    using = (ROOT / "book" / "using.md").read_text(encoding="utf-8")
+    size = re.search(r"writes into `_build`, (\d+ MB)", using)[1]
+    assert f"<version>.zip` in `_build`, {size}." in page
     targets = re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"))
     for text in PAGES.values():
         for name in re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE):
