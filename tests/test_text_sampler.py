@@ -496,7 +496,7 @@ def test_the_sampler_in_jupyterlab(notebook):
     page.evaluate(RECORD)
     run_cell(page)
     page.locator(".gl-sampler").wait_for(timeout=60_000)
-    page.wait_for_function(f"{STATE}.logits !== null", timeout=30_000)
+    page.wait_for_function(f"{STATE}.logits !== null", timeout=90_000)
     setting(page, "temperature", 0)
     told = "".join(grow(page, lambda: press(page, "Next token")) for _ in range(7))
     assert "bad" + told == build().write(7, temperature=0)
