@@ -34,7 +34,7 @@ import time
 from pathlib import Path
 
 from tools.release import is_check, marks
-from tools.sandbox import Kernel
+from tools.sandbox import Kernel, SandboxError
 
 KERNELS = 5  # at most, for one submission
 MESSAGE = 300  # characters of an error that a student is shown
@@ -218,7 +218,14 @@ class Run:
             if self.kernel:
                 self.kernel.close()
             self.started += 1
-            self.kernel = Kernel(self.limits, self.sandboxed, self.fonts)
+            try:
+                self.kernel = Kernel(self.limits, self.sandboxed, self.fonts)
+            except SandboxError:
+                if self.started == 1:
+                    raise
+                self.kernel = None  # what its forerunner left may still be ending
+                time.sleep(1)
+                continue
             self.guard = "_" + secrets.token_hex(8)
             reply = self.kernel.run(
                 plant(self.guard, imported(self.given)), 60, {"marks": self.marks("")}
