@@ -24,7 +24,6 @@ state and are fed the same; unless their first metrics agree, the bench stops.
 import argparse
 import contextlib
 import functools
-import http.server
 import importlib
 import inspect
 import os
@@ -32,7 +31,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -44,12 +42,13 @@ from genlib.export import export_program
 from genlib.gpt import Muon, MuonAdam
 from genlib.live import Run
 from genlib.training import SGD, Adam
+from tools.browser import open_browser
+from tools.serve import serving
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "live.json"
 VENDOR = ROOT / "book" / "_static" / "vendor"
 CONTENDERS = ("eager", "fused", "native", "page", "watched")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TURN = 1.5  # CPU seconds of the peer in one round, about
 VIEW_MS, NEVER = 33, 1e12  # between two pictures: as the lab has it, and none
 FIRST, ALIKE = 5, 1e-3  # steps whose metrics must agree, up to this share
@@ -298,26 +297,6 @@ class Page:
         self.tab.close()
 
 
-class Files(http.server.SimpleHTTPRequestHandler):
-    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {
-        ".mjs": "text/javascript",
-        ".wasm": "application/wasm",
-    }
-
-    def log_message(self, *args):
-        pass
-
-
-@contextlib.contextmanager
-def serve(folder):
-    """The folder at an address on this machine, which ends with "/"."""
-    handler = functools.partial(Files, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
 def lay_out(folder):
     """The files of the site on which a training lab runs, and an empty page."""
     static = folder / "_static"
@@ -325,22 +304,6 @@ def lay_out(folder):
     shutil.copytree(ROOT / "genlib" / "widgets" / "static", static / "widgets")
     shutil.copytree(VENDOR / "ort", static / "vendor" / "ort")
     (folder / "index.html").write_text("<!doctype html><title>bench</title>")
-
-
-@contextlib.contextmanager
-def chromium(*flags):
-    """A headless browser; GENLIB_CHROMIUM names one that is not on the PATH."""
-    from playwright.sync_api import sync_playwright
-
-    named = os.environ.get("GENLIB_CHROMIUM")
-    path = next(filter(None, map(shutil.which, [named] if named else BROWSERS)), None)
-    if path is None:
-        sys.exit("the bench needs Chromium; GENLIB_CHROMIUM may name it")
-    with sync_playwright() as playwright:
-        args = ["--no-sandbox", "--disable-quic", "--no-first-run", *flags]
-        browser = playwright.chromium.launch(executable_path=path, args=args)
-        yield browser
-        browser.close()
 
 
 ADAPTER = """
@@ -357,7 +320,7 @@ def webgpu(address):
     """What this browser offers as a WebGPU adapter: by itself, and when made to."""
     found = {}
     for name, flags in {"default": (), "forced": ("--enable-unsafe-webgpu",)}.items():
-        with chromium(*flags) as browser:
+        with open_browser(*flags, gpu=True) as browser:
             page = browser.new_page()
             page.goto(address)
             found[name] = page.evaluate(ADAPTER)
@@ -481,11 +444,11 @@ def main():
     listed = programs()
     names = arguments.names or list(listed)
     result = {"machine": machine(), "gemm": [gemm_probe()], "programs": {}}
-    with tempfile.TemporaryDirectory() as folder, serve(folder) as address:
+    with tempfile.TemporaryDirectory() as folder, serving(folder) as address:
         folder = Path(folder)
         lay_out(folder)
         result["webgpu"] = webgpu(address)
-        with chromium() as browser:
+        with open_browser(gpu=True) as browser:
             result["browser"] = f"Chromium {browser.version}"
             for name in names:
                 print(f"{name} ...", file=sys.stderr, flush=True)

@@ -17,7 +17,9 @@ import tempfile
 from pathlib import Path
 
 from bench.harness import machine, store
-from bench.live import ADAPTER, ROOT, VENDOR, chromium, lay_out, programs, serve
+from bench.live import ADAPTER, ROOT, VENDOR, lay_out, programs
+from tools.browser import open_browser
+from tools.serve import serving
 
 RESULTS = Path(__file__).parent / "results" / "webgpu.json"
 SOFTWARE = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
@@ -81,11 +83,11 @@ def main():
     if not (VENDOR / "ort").is_dir():
         sys.exit("the bench needs ONNX Runtime Web; `make book` fetches it")
     result = {"machine": machine(), "programs": {}}
-    with tempfile.TemporaryDirectory() as folder, serve(folder) as address:
+    with tempfile.TemporaryDirectory() as folder, serving(folder) as address:
         lay_out(Path(folder))
         shutil.copytree(ROOT / "book" / "live", Path(folder) / "live")
         for flags in ((), SOFTWARE):
-            with chromium(*flags) as browser:
+            with open_browser(*flags, gpu=True) as browser:
                 page = browser.new_page()
                 page.goto(address)
                 result["browser"] = f"Chromium {browser.version}"

@@ -21,6 +21,7 @@ from genlib.data import Images
 from genlib.gan import discriminator_loss, generator_loss
 from genlib.live import Normal, Phase, Program, Run, Slider
 from genlib.training import SGD, Adam
+from tools.serve import serving
 
 ROOT = Path(__file__).parents[1]
 
@@ -409,13 +410,12 @@ def test_contenders_that_train_otherwise_are_refused():
         live.compare({"eager": rows, "page": [[float("nan"), 0.1], [50.0, 0.2]]})
 
 
-def test_a_program_is_measured_in_the_page(tmp_path, chromium, monkeypatch):
+def test_a_program_is_measured_in_the_page(tmp_path, browser):
     """The real thing, short: exported, served, trained by all contenders in turn."""
     if not (live.VENDOR / "ort").is_dir():
         require_or_skip("book", "its third-party files are missing; run `make book`")
-    monkeypatch.setenv("GENLIB_CHROMIUM", chromium)
     live.lay_out(tmp_path)
-    with live.serve(tmp_path) as address, live.chromium() as browser:
+    with serving(tmp_path) as address:
         found = live.measure(average_program, tmp_path, browser, address, 2, 0.02)
     assert max(found["gap"].values()) < live.ALIKE
     assert found["gap"]["page"] > 0, "other arithmetic, so another last digit"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from test_browser_lab import ASK, begin, open_lab, state, status, toy, wait
 
-from conftest import FLAGS
 from genlib.live import Run
+from tools.browser import open_browser
 
 __all__ = ["open_lab", "toy"]  # fixtures
 
@@ -26,13 +26,8 @@ SECONDS = 1000
 @pytest.fixture(scope="module")
 def browser(chromium):
     """A browser with WebGPU, in software."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = [*FLAGS, *SOFTWARE]
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+    with open_browser(*SOFTWARE) as browser:
         yield browser
-        browser.close()
 
 
 def offer(page):

@@ -754,27 +754,24 @@ def test_it_writes_while_it_learns_and_at_rest(open_writer):
     wait(page, "window.trained.at(-1).step > 20", 60_000)
     wait(page, "document.querySelector('.gl-written').textContent.length > 12", 60_000)
     press(page, "Pause")
-    page.wait_for_timeout(600)
+    told = "document.querySelector('.gl-lab > [aria-live]').textContent"
+    wait(page, f"{told}.startsWith('Paused')", 60_000)
+    page.wait_for_timeout(300)  # the last picture is drawn
     at = last(page)["step"]
-    before = page.inner_text(".gl-written")
+    written = "document.querySelector('.gl-written').textContent"
+    before = page.evaluate(written)
     press(page, "Write 100 characters")
-    length = len(page.evaluate("document.querySelector('.gl-written').textContent"))
-    wait(
-        page,
-        "document.querySelector('.gl-written').textContent.length >= "
-        f"{min(420, length + 90)}",
-        60_000,
-    )
-    page.wait_for_timeout(500)
-    assert page.inner_text(".gl-written") != before and last(page)["step"] == at
+    wait(page, f"{written}.length === {min(420, len(before) + 100)}", 60_000)
+    wait(page, f"{told}.startsWith('Step')", 60_000)
+    assert page.evaluate(written) != before and last(page)["step"] == at
     assert re.search(r"It writes: .{20}", said(page), re.DOTALL)
     # what is written is what the model reads next
     view = ask(page, op="view", slot="now", scalars={"lr": 5e-3})
     run = Run(build_program("gpt/train"), seed=0)
     run.state = torch.from_numpy(state(page)[1])
     chars = run.program.texts["prompt"]
-    told = page.evaluate("document.querySelector('.gl-written').textContent")
-    window = torch.tensor([[chars.index(c) for c in told[-33:]]]).float()
+    newest = page.evaluate(written)[-33:]
+    window = torch.tensor([[chars.index(c) for c in newest]]).float()
     prompts = [window[:, 1:], window[:, :-1]]  # the newest may not be read yet
     expected = []
     for rows in prompts:

@@ -84,6 +84,7 @@ def test_the_search_works_offline(visit):
     page.press("form.search input", "Enter")
     page.wait_for_selector("#search-results li a")
     page.locator("#search-results li a").first.click()
+    page.wait_for_url(lambda url: "search.html" not in url)  # and is loaded whole
     assert "reparameteri" in page.inner_text("article").lower()
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.speed import LIMITS, faults, measure, serve
+from tools.serve import serving
+from tools.speed import LIMITS, faults, measure
 
 CHAPTERS = 8  # at least
 
@@ -27,7 +28,7 @@ def test_every_chapter_is_light_and_comes_up_at_once(browser, site, chapters):
     """Few bytes, no file to wait for, nothing that jumps: these hold on any connection
     and on a busy machine. The times that follow are for `make speed`."""
     wrong = []
-    with serve(site) as address:
+    with serving(site) as address:
         for name in chapters:
             found = measure(browser, address + name, None)
             found |= {"first": 0, "largest": 0, "blocking": 0}
@@ -59,7 +60,7 @@ def test_a_page_that_breaks_a_limit_is_seen(browser, tmp_path, limit):
     (tmp_path / "style.css").write_text("h1 { color: red }")
     (tmp_path / "noise.bin").write_bytes(noise.tobytes())
     Image.fromarray(noise[:60_000].reshape(200, 300)).save(tmp_path / "late.png")
-    with serve(tmp_path) as address:
+    with serving(tmp_path) as address:
         found = measure(browser, address)
     assert limit in [fault.split()[0] for fault in faults(found)], found
 
@@ -68,7 +69,7 @@ def test_text_is_sent_compressed_and_the_rest_as_it_is(tmp_path):
     text = "word " * 1000
     (tmp_path / "index.html").write_text(text)
     (tmp_path / "data.bin").write_bytes(b"x" * 1000)
-    with serve(tmp_path) as address:
+    with serving(tmp_path) as address:
 
         def get(path, accept="gzip, br"):
             request = urllib.request.Request(address + path)

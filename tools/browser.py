@@ -1,11 +1,12 @@
 """The browser that tests and tools drive: the machine's own Chromium."""
 
+import contextlib
 import os
 import shutil
 import sys
 
 # the sandbox needs rights that a container's root has not
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+FLAGS = ["--no-sandbox", "--disable-quic", "--no-first-run"]
 BROWSERS = (
     "chromium",
     "chromium-browser",
@@ -28,7 +29,19 @@ def find_chromium():
     )
 
 
-def chromium():
-    """The path of a browser; ends the program with one line where there is none."""
+@contextlib.contextmanager
+def open_browser(*flags, gpu=False):
+    """Playwright's browser, headless, until the block ends; `gpu` lets it use a card.
+
+    Ends the program with one line where there is no Chromium.
+    """
+    from playwright.sync_api import sync_playwright
+
     path, why = find_chromium()
-    return path or sys.exit(f"{why}; install Chromium or set GENLIB_CHROMIUM")
+    if not path:
+        sys.exit(f"{why}; install Chromium or set GENLIB_CHROMIUM")
+    flags = [*FLAGS, *([] if gpu else ["--disable-gpu"]), *flags]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()

@@ -16,9 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml  # noqa: E402
 from bs4 import BeautifulSoup  # noqa: E402
 
-from tools.browser import FLAGS, chromium  # noqa: E402
-from tools.serve import SITE  # noqa: E402
-from tools.speed import serve  # noqa: E402
+from tools.browser import open_browser  # noqa: E402
+from tools.serve import SITE, serving  # noqa: E402
 
 ROOT = SITE.parents[1]
 OUT = SITE.with_name("pdf")
@@ -145,8 +144,6 @@ def write(page, path, title=None):
 
 
 def main():
-    from playwright.sync_api import sync_playwright
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="*", help="such as notebooks/03_vae; else all")
     wanted = parser.parse_args().pages
@@ -161,8 +158,7 @@ def main():
             f"{path.relative_to(ROOT)}  {path.stat().st_size / 1e6:.1f} MB", flush=True
         )
 
-    with serve() as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+    with serving() as address, open_browser() as browser:
         page = browser.new_page(viewport={"width": WIDTH, "height": 930})
         for name in wanted or [name for _, name in contents()]:
             page.goto(f"{address}{name}.html")
@@ -175,7 +171,6 @@ def main():
             page.goto(f"{address}whole.html")
             path = OUT / "exploring-generative-models.pdf"
             tell(path, write(page, path))
-        browser.close()
     if wrong:
         sys.exit("\n".join(wrong))
 

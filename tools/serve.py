@@ -4,11 +4,13 @@ Text is sent compressed, as a web host sends it.
 """
 
 import argparse
+import contextlib
 import functools
 import gzip
 import http.server
 import io
 import sys
+import threading
 from pathlib import Path
 
 SITE = Path(__file__).resolve().parents[1] / "_build" / "html"
@@ -54,7 +56,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 def open_server(port, site=SITE):
-    """A server on the first free port from `port` on, among twenty."""
+    """A server on the first free port from `port` on, among twenty; on any for 0."""
     handler = functools.partial(Handler, directory=str(site))
     for candidate in range(port, port + 20):
         try:
@@ -62,6 +64,20 @@ def open_server(port, site=SITE):
         except OSError:
             continue
     sys.exit(f"ports {port} to {port + 19} are taken; choose one: make serve PORT=9000")
+
+
+@contextlib.contextmanager
+def serving(site=SITE):
+    """The address of the site, which ends with "/", served until the block ends."""
+    server = open_server(0, site)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ shift; and the bytes that come before the reader scrolls or presses anything.
 """
 
 import argparse
-import contextlib
 import sys
-import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tools.browser import FLAGS, chromium  # noqa: E402
-from tools.serve import SITE, open_server  # noqa: E402
+from tools.browser import open_browser  # noqa: E402
+from tools.serve import SITE, serving  # noqa: E402
 
 # name -> (kbit/s down, kbit/s up, ms from request to first byte)
 PROFILES = {
@@ -52,20 +50,6 @@ RESULT = """() => {
   const waits = before.length + (picture && !picture.startsWith("data:") ? 1 : 0);
   return { ...found, first: paint.startTime, waits };
 }"""
-
-
-@contextlib.contextmanager
-def serve(site=SITE):
-    """The address of the site, served compressed until the block ends."""
-    server = open_server(8600, site)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def measure(browser, address, profile="fast3g", slowdown=1, **options):
@@ -107,8 +91,6 @@ def faults(measured):
 
 
 def main():
-    from playwright.sync_api import sync_playwright
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="*", help="such as book/using.html")
     parser.add_argument("--profile", choices=PROFILES, default="fast3g")
@@ -122,8 +104,7 @@ def main():
     )
     print(f"{'ms; kB':30}" + "".join(f"{name:>10}" for name in LIMITS))
     wrong = []
-    with serve() as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+    with serving() as address, open_browser() as browser:
         for name in pages:
             found = measure(
                 browser,
@@ -137,7 +118,6 @@ def main():
             row += [f"{found['shift']:10.3f}", f"{found['bytes'] / 1000:10.0f}"]
             row += [f"{found['waits']:10}"]
             print(f"{name:30}{''.join(row)}", flush=True)
-        browser.close()
     print(*wrong, sep="\n")
 
 
