@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 # Tools of the venv first, node and npm for the page's files among them.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+NOTEBOOKS := $(wildcard notebooks/*.ipynb assignments/*.ipynb)
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve book lab notebooks sync check test colab bench pdf speed \
@@ -83,12 +83,12 @@ speed: book ## how fast chapters come up on a slow connection (ARGS="--profile l
 	$(PY) tools/speed.py $(ARGS)
 
 release: install ## build the assignments' students' copies, and the keys (A=vae)
-	$(PY) -m tools.release $(A)
+	$(PY) -m tools.course.release $(A)
 
 grade: install ## grade a folder of submissions (SUBMISSIONS=folder A=vae OUT=folder)
 	@test -n "$(SUBMISSIONS)" -a -n "$(A)" -a -n "$(OUT)" \
 	  || { echo "usage: make grade SUBMISSIONS=folder A=vae OUT=folder"; exit 2; }
-	$(PY) -m tools.grade "$(SUBMISSIONS)" --assignment "$(A)" --out "$(OUT)"
+	$(PY) -m tools.course.grade "$(SUBMISSIONS)" --assignment "$(A)" --out "$(OUT)"
 
 repository: install ## set the repository's address everywhere: URL=https://host/owner/name
 	$(PY) -m tools.repository "$(URL)"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import nbformat
 
+from tools.course.release import ASSIGNMENTS, marks, read_key, student_copy
 from tools.notebooks import METADATA
-from tools.release import ASSIGNMENTS, marks, read_key, student_copy
 
 # (name, kind, points, source); kind: text, code (both locked), solution, check, hidden,
 # answer, task

@@ -13,10 +13,10 @@ import pytest
 from classroom import at
 from test_grade import parts_of, quick_gradebooks, table, walls  # noqa: F401
 
-from tools import grade, release
-from tools.checks import asserts
+from tools.course import grade, release
+from tools.course.checks import asserts
+from tools.course.release import is_answer, is_check, marks
 from tools.notebooks import METADATA, setup_source
-from tools.release import is_answer, is_check, marks
 
 ROOT = Path(__file__).parents[1]
 STEMS = release.stems()

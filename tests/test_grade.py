@@ -21,8 +21,8 @@ import pytest
 from classroom import AUTO, BODIES, CELLS, CHECKS, MANUAL, at, sample, solved
 
 from conftest import axe, require_or_skip
-from tools import checks, grade, release, sandbox, submissions
-from tools.release import ReleaseError, graded_copy, marks, student_copy
+from tools.course import checks, grade, release, sandbox, submissions
+from tools.course.release import ReleaseError, graded_copy, marks, student_copy
 
 ROOT = Path(__file__).parents[1]
 FAST = ["--cell-timeout", "5", "--timeout", "60", "--memory", "1500"]
@@ -832,7 +832,7 @@ def test_an_interrupted_run_goes_on(walls, course, key, tmp_path):
     path = send(folder, "b-slow", slow)
     send(folder, "c-quick", solved(key))
     code = (
-        "import pathlib; from tools import grade, release\n"
+        "import pathlib; from tools.course import grade, release\n"
         f"release.ASSIGNMENTS = pathlib.Path({str(course)!r})\n"
         f"grade.main([{str(folder)!r}, '--assignment', 'sample', '--out', {str(out)!r},"
         f" '--jobs', '1', *{FAST!r}])"

@@ -10,9 +10,9 @@ import nbformat
 import pytest
 from classroom import at, cell, sample
 
-from tools import release
+from tools.course import release
+from tools.course.release import ReleaseError, marks, read_key, student_copy
 from tools.notebooks import METADATA, SETUP, setup_source
-from tools.release import ReleaseError, marks, read_key, student_copy
 
 ROOT = Path(__file__).parents[1]
 URL = "https://host.example/ada/book"

@@ -289,7 +289,7 @@ def test_the_data_of_the_offline_room_are_fetched_by_code_that_runs(monkeypatch)
 @pytest.mark.parametrize("path", ASSIGNMENTS, ids=lambda path: path.stem)
 def test_the_site_holds_nothing_of_a_key(site, path):
     """No line of a solution, a hidden check or a model answer is on any page."""
-    from tools import release
+    from tools.course import release
 
     key = release.read_key(path)
     chapters = "".join(prose(p) for p in NOTEBOOKS.values()) + "".join(

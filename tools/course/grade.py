@@ -1,10 +1,10 @@
 """Grade a folder of submissions: `make grade SUBMISSIONS=folder A=vae OUT=folder`.
 
-    python -m tools.grade submissions --assignment vae --out graded
+    python -m tools.course.grade submissions --assignment vae --out graded
 
-Which file is whose is told in tools/submissions.py. Each submission is graded in a
-process of its own, its code in a sandbox (tools/sandbox.py, tools/checks.py); a
-submission that cannot be graded gets a row with a reason. Written into the folder OUT:
+Which file is whose is told in submissions.py. Each submission is graded in a process of
+its own, its code in a sandbox (sandbox.py, checks.py); a submission that cannot be
+graded gets a row with a reason. Written into the folder OUT:
 
     grades.csv           a row for each student, for the LMS
     parts.csv            a row for each student and graded cell
@@ -43,12 +43,12 @@ from pathlib import Path
 
 import nbformat
 
-from tools import release, submissions
+from tools.course import release, submissions
+from tools.course.release import is_answer, is_check, marks
+from tools.course.sandbox import Limits, SandboxError, check_sandbox, font_list
 from tools.notebooks import write_text
-from tools.release import is_answer, is_check, marks
-from tools.sandbox import Limits, SandboxError, check_sandbox, font_list
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GRADER_MEMORY = 6 << 30  # bytes of address space for the process that reads a file
 GRADES = (
     "student assignment score max auto_score auto_max manual_pending status reason "
@@ -67,7 +67,7 @@ def grade_one(job):
     job: the submission's "path"; "graded" and "blank", the key as the grader and the
     student have it; "limits", "sandboxed", "elsewhere", "fonts".
     """
-    from tools.checks import Run
+    from tools.course.checks import Run
 
     start = time.monotonic()
     graded, blank = (nbformat.reads(job[n], as_version=4) for n in ("graded", "blank"))
@@ -103,7 +103,7 @@ def run_job():
 JOB = """
 import sys
 sys.modules["rfc3987_syntax"] = None
-from tools.grade import run_job
+from tools.course.grade import run_job
 run_job()
 """
 
@@ -173,7 +173,7 @@ def fingerprint(path, common):
 
 def common_part(key_text, limits, sandboxed):
     """What every result follows from: key, limits, the grader and the library."""
-    files = [ROOT / "tools" / f"{n}.py" for n in CODE]
+    files = [Path(__file__).with_name(f"{n}.py") for n in CODE]
     files += sorted((ROOT / "genlib").rglob("*.py"))
     parts = [
         key_text,
@@ -366,7 +366,7 @@ class Report:
         self.book = Book(out / "gradebook.db", stem, key)
 
     def add(self, found, name, result):
-        from tools.feedback import page
+        from tools.course.feedback import page
 
         row = {
             "student": found.student,
@@ -486,7 +486,7 @@ class Report:
 
 def arguments_of(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m tools.grade", description=__doc__.partition("\n")[0]
+        prog="python -m tools.course.grade", description=__doc__.partition("\n")[0]
     )
     plain = Limits()
     parser.add_argument("submissions", type=Path, help="the folder of submissions")

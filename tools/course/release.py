@@ -1,7 +1,7 @@
 """Make the students' copies of the assignments: `make release`.
 
-    python -m tools.release              all of assignments/
-    python -m tools.release vae gan      those named
+    python -m tools.course.release              all of assignments/
+    python -m tools.course.release vae gan      those named
 
 The edited copy, `assignments/<stem>.ipynb`, is the key. It is run first; then nbgrader
 takes out what is between its marks: solutions, hidden checks, mark schemes and model
@@ -29,7 +29,7 @@ from tools.notebooks import (
     write_text,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ASSIGNMENTS = ROOT / "assignments"
 COURSE = ROOT / "_build" / "course"
 

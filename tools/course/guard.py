@@ -1,7 +1,7 @@
 """What the grader runs inside a submission's kernel, beside the student's code.
 
-Never imported: tools/grade.py sends it compiled, before anything of the student's runs.
-A `Guard` takes note of the library's functions as they are then and tells what they are
+Never imported: checks.py sends it compiled, before anything of the student's runs. A
+`Guard` takes note of the library's functions as they are then and tells what they are
 later; the two are compared outside the kernel.
 """
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import nbformat
 
-from tools.release import is_answer, is_check, marks
+from tools.course.release import is_answer, is_check, marks
 
 MOST_BYTES = 200_000_000  # of a file
 MOST_CELLS = 300

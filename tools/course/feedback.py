@@ -5,7 +5,7 @@ from html import escape
 
 import nbformat
 
-from tools.release import is_check, marks
+from tools.course.release import is_check, marks
 
 STYLE = """
 :root { color-scheme: light dark; }

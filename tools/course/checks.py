@@ -33,8 +33,8 @@ import symtable
 import time
 from pathlib import Path
 
-from tools.release import is_check, marks
-from tools.sandbox import Kernel, SandboxError
+from tools.course.release import is_check, marks
+from tools.course.sandbox import Kernel, SandboxError
 
 KERNELS = 5  # at most, for one submission
 MESSAGE = 300  # characters of an error that a student is shown
