@@ -475,7 +475,7 @@ class Run:
     """One run of a program in PyTorch: its seed, its state, the steps done."""
 
     def __init__(self, program, seed=0):
-        self.program, self.kept = program, None
+        self.program = program
         self.tables = {
             name: next(iter(options.values())).rows
             for name, options in program.tables.items()
@@ -483,7 +483,7 @@ class Run:
         self.reset(seed)
 
     def reset(self, seed=0):
-        """Start again from the state that `seed` draws; what was kept stays."""
+        """Start again from the state that `seed` draws."""
         if not 0 <= seed <= _MASK:
             raise ValueError(f"seed is {seed}; it must be in 0..{_MASK}")
         self.seed, self.steps = seed, 0
@@ -539,14 +539,9 @@ class Run:
             ran.append(torch.tensor([float(open_gates.get(n, True)) for n in names]))
         return torch.stack(metrics), torch.stack(ran)
 
-    def view(self, kept=False, **scalars):
-        """The program's view of the present state, or of the one that was kept."""
-        state = self.kept[0] if kept else self.state
-        return self.program.view(state, self.draw(0, view=True, **scalars))
-
-    def keep(self):
-        """Keep a copy of the present state, to compare with later ones."""
-        self.kept = (self.state.clone(), self.steps)
+    def view(self, **scalars):
+        """The program's view of the present state."""
+        return self.program.view(self.state, self.draw(0, view=True, **scalars))
 
     def choose(self, table, option):
         """Take another option of a table as the data, from the next step on."""

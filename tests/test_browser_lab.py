@@ -220,7 +220,7 @@ def test_the_page_trains_what_pytorch_trains(open_lab, toy):
     assert frame["step"] == steps
     shown = [frame["metrics"][name] for name in program.metrics]
     np.testing.assert_allclose(shown, metrics[-1], rtol=1e-3, atol=1e-4)
-    view = ask(page, op="view", slot="now", scalars=SCALARS)
+    view = ask(page, op="view", scalars=SCALARS)
     for name, value in run.view(**SCALARS).items():
         data = np.reshape(view[name]["data"], value.shape)
         np.testing.assert_allclose(data, value, rtol=1e-3, atol=1e-3, err_msg=name)
@@ -766,7 +766,7 @@ def test_it_writes_while_it_learns_and_at_rest(open_writer):
     assert page.evaluate(written) != before and last(page)["step"] == at
     assert re.search(r"It writes: .{20}", said(page), re.DOTALL)
     # what is written is what the model reads next
-    view = ask(page, op="view", slot="now", scalars={"lr": 5e-3})
+    view = ask(page, op="view", scalars={"lr": 5e-3})
     run = Run(build_program("gpt/train"), seed=0)
     run.state = torch.from_numpy(state(page)[1])
     chars = run.program.texts["prompt"]

@@ -96,18 +96,14 @@ def test_a_run_is_trained_by_requests(lab, program):
     assert state["state"].shape == (program.size,) and state["step"].tolist() == [6]
 
 
-def test_a_state_is_kept_and_data_are_chosen_and_drawn(lab):
+def test_data_are_chosen_and_drawn(lab):
     ask(lab, {"op": "reset", "key": "a", "seed": 0})
     view = {"op": "view", "key": "a", "scalars": SLIDERS}
-    with pytest.raises(RuntimeError, match="no state is kept yet"):
-        ask(lab, view | {"slot": "kept"})
     before = ask(lab, view)
-    ask(lab, {"op": "keep", "key": "a"})
     ask(lab, {"op": "choose", "key": "a", "table": "data", "name": "b"})
     ask(lab, {"op": "step", "key": "a", "n": 3, "scalars": SLIDERS})
-    kept, now = ask(lab, view | {"slot": "kept"}), ask(lab, view)
-    assert (kept["step"], now["step"]) == (0, 3)
-    np.testing.assert_array_equal(kept["heat"], before["heat"])
+    now = ask(lab, view)
+    assert (before["step"], now["step"]) == (0, 3)
     assert not np.array_equal(now["heat"], before["heat"])
     rows = torch.ones(5, 2)
     ask(lab, {"op": "table", "key": "a", "table": "data"}, rows=rows)

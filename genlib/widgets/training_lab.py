@@ -227,14 +227,8 @@ class TrainingLab(PageWidget):
         outputs["ms"] = _number(ms)
         return outputs | (run.view(**scalars) if view else {})
 
-    def _do_view(self, run, feeds, scalars, slot="now"):
-        if slot == "kept" and run.kept is None:
-            raise ValueError("no state is kept yet")
-        steps = run.kept[1] if slot == "kept" else run.steps
-        return {"step": _number(steps)} | run.view(slot == "kept", **scalars)
-
-    def _do_keep(self, run, feeds):
-        run.keep()
+    def _do_view(self, run, feeds, scalars):
+        return {"step": _number(run.steps)} | run.view(**scalars)
 
     def _do_choose(self, run, feeds, table, name):
         run.choose(table, name)

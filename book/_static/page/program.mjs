@@ -138,7 +138,7 @@ export function makeProgram(program, step, view, tensor) {
       metrics: { data: metrics.data.slice(), shape: [n, program.metrics.length] },
       gates: { data: gates, shape: [n, program.phases.length] },
     };
-    return { ...answer, ...(call.view ? await look(run, run, scalars) : stepOf(run)) };
+    return { ...answer, ...(call.view ? await look(run, scalars) : stepOf(run)) };
   }
 
   const stepOf = ({ step: at }) => ({ step: { data: Float32Array.of(at), shape: [1] } });
@@ -156,15 +156,15 @@ export function makeProgram(program, step, view, tensor) {
     return feeds;
   }
 
-  async function look(run, { state, step: at }, scalars) {
+  async function look(run, scalars) {
     run.view ??= viewFeeds(run);
-    const feeds = { state: tensor(state, [program.state]) };
+    const feeds = { state: tensor(run.state, [program.state]) };
     for (const name of program.view_inputs) {
       const { data, shape } = run.view[name] ?? { data: Float32Array.of(scalar(scalars, name)), shape: [] };
       feeds[name] = tensor(data, shape);
     }
     const outputs = await view.run(feeds);
-    const answer = stepOf({ step: at });
+    const answer = stepOf(run);
     for (const [name, { data, dims }] of Object.entries(outputs)) {
       answer[name] = { data: data.slice(), shape: [...dims] };
     }
@@ -174,12 +174,7 @@ export function makeProgram(program, step, view, tensor) {
   const OPERATIONS = {
     reset,
     step: advance,
-    view: ({ key, slot, scalars }) => look(find(key), slot === "kept" ? find(key).kept : find(key), scalars),
-    keep({ key }) {
-      const run = find(key);
-      run.kept = { state: run.state, step: run.step };
-      return {};
-    },
+    view: ({ key, scalars }) => look(find(key), scalars),
     choose({ key, table, name }) {
       choose(find(key), table, name);
       return {};

@@ -337,7 +337,7 @@ function render({ model, el, started = false }) {
   async function look(moved) {
     await feedTexts();
     const asked = performance.now();
-    const answer = await call({ op: "view", slot: "now", scalars: scalars() });
+    const answer = await call({ op: "view", scalars: scalars() });
     stale = false;
     if (!closed) present(answer, moved, performance.now() - asked);
   }
