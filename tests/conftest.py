@@ -144,6 +144,12 @@ def pages(site):
     ]
 
 
+def next_picture(page):
+    """Wait until what the page was about to draw is drawn."""
+    page.evaluate("""() => new Promise((done) =>
+      requestAnimationFrame(() => requestAnimationFrame(done)))""")
+
+
 def axe(page, where):
     """Return what axe-core has against this page, a line a node, three a rule."""
     if not AXE.is_file():

@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_export import load_decoder
 
-from conftest import ROOT, axe, end_kernels, run_cell
+from conftest import ROOT, axe, end_kernels, next_picture, run_cell
 from genlib.export import run_onnx
 
 HOLDS_EXPLORER = 'data-widget="latent_explorer"'
@@ -173,7 +173,7 @@ def drag(page, box):
         page.mouse.move(box["x"] + t * box["width"], box["y"] + t * box["height"])
         page.wait_for_timeout(16)
     page.mouse.up()
-    page.wait_for_timeout(200)
+    page.wait_for_timeout(300)
 
 
 def picture(page):
@@ -206,9 +206,10 @@ def test_the_keyboard_moves_z(visit, site, alive):
     assert at[1][i] - at[0][i] == pytest.approx(step, rel=1e-3)
     assert at[2][i] - at[1][i] == pytest.approx(-10 * step, rel=1e-3)
     assert at[3][j] - at[2][j] == pytest.approx(step, rel=1e-3)
-    page.wait_for_timeout(700)
-    said = page.inner_text(".gl-explorer [aria-live]")
-    assert re.search(r"z 1 −?\d\.\d\d.*Nearest data point: ", said)
+    said = page.locator(".gl-explorer [aria-live]")
+    said.filter(has_text=re.compile(r"z 1 −?\d\.\d\d.*Nearest data point: ")).wait_for(
+        state="attached"
+    )
 
 
 def test_sliders_random_and_reset(visit, site, alive):
@@ -246,8 +247,10 @@ def test_the_walk_goes_straight_from_a_to_b(visit, alive):
     box = page.locator(".gl-pad").bounding_box()
     for name, x in (("Set A here", 0.1), ("Set B here", 0.9)):
         position = {"x": x * box["width"], "y": 0.3 * box["height"]}
+        count = len(frames(page))
         page.locator(".gl-pad").click(position=position)
-        page.wait_for_timeout(150)
+        page.wait_for_function(f"window.seen.length > {count}")
+        next_picture(page)
         page.get_by_role("button", name=name).click()
         if name == "Set A here":
             a = frames(page)[-1]["z"]
@@ -255,7 +258,7 @@ def test_the_walk_goes_straight_from_a_to_b(visit, alive):
     page.evaluate("window.seen.length = 0")
     page.get_by_role("button", name="Walk from A to B").click()
     page.get_by_role("button", name="Walk from A to B").wait_for(timeout=15_000)
-    page.wait_for_timeout(200)
+    next_picture(page)
     z = np.array([frame["z"] for frame in frames(page)])
     a, b = np.array(a), np.array(b)
     t = (z - a) @ (b - a) / ((b - a) @ (b - a))
@@ -272,10 +275,11 @@ def test_with_reduced_motion_the_walk_is_a_step(visit, alive):
     page = visit(alive[0], reduced_motion="reduce")
     start(page)
     button = page.get_by_role("button", name="Step from A to B")
-    button.click()
-    page.wait_for_timeout(700)
-    button.click()
-    page.wait_for_timeout(700)
+    for _ in range(2):
+        count = len(frames(page))
+        button.click()
+        page.wait_for_function(f"window.seen.length > {count}")
+        page.wait_for_timeout(700)  # in which nothing more may come
     seen = {tuple(frame["z"]) for frame in frames(page)[1:]}
     assert len(seen) == 2, "one press, one picture"
 

@@ -264,8 +264,11 @@ def setting(page, name, value):
 
 
 def prompt(page, text):
+    page.evaluate("window.texts.length = 0")
     page.get_by_label("prompt", exact=True).fill(text)
-    page.wait_for_timeout(400)
+    if text:  # until it is read
+        read = f"window.texts.some(({{ text }}) => text === {STATE}.text)"
+        page.wait_for_function(read)
     return page.evaluate(STATE)
 
 
@@ -328,7 +331,6 @@ def test_drawn_text_follows_the_seed_as_in_python(open_sampler):
         widget = TextSampler(gpt, chars, "The model ", seed=seed, **options)
         assert "The model " + told == widget.write(12)
         press(page, "Back to the prompt")
-        page.wait_for_timeout(200)
         assert page.evaluate(STATE)["text"] == "The model "
     field.fill("-3")
     field.press("Enter")
