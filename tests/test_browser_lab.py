@@ -175,19 +175,23 @@ def begin(page, **options):
     wait(page, "window.trained.at(-1).step === 0")
 
 
-def seconds_until(page, step):
-    """Seconds, by the page's own clock, until the lab has done that step."""
+def seconds_for(page, steps):
+    """Seconds, by the page's own clock, in which the lab does so many steps."""
     return page.evaluate(
-        """(step) => new Promise((done, fail) => {
-          setTimeout(() => fail(`step ${step} does not come`), 60_000);
-          const begun = performance.now();
+        """(steps) => new Promise((done, fail) => {
+          setTimeout(() => fail(`${steps} steps are not done`), 60_000);
+          const first = window.trained.at(-1).step;
+          let begun = null;
           const look = () => {
-            if (window.trained.at(-1).step < step) requestAnimationFrame(look);
-            else done((performance.now() - begun) / 1000);
+            const { step } = window.trained.at(-1);
+            if (step > first) begun ??= { step, ms: performance.now() };
+            const ready = begun !== null && step >= begun.step + steps;
+            if (ready) done((performance.now() - begun.ms) / 1000);
+            else requestAnimationFrame(look);
           };
           look();
         })""",
-        step,
+        steps,
     )
 
 
@@ -380,12 +384,12 @@ def test_the_speed_is_what_it_says(open_lab):
     speed = page.get_by_label("speed", exact=True)
     speed.fill("0")
     press(page, "Start")
-    assert seconds_until(page, 4) > 2.5, "one step a second, the first at once"
-    speed.fill("2")  # 10 a second, and it does not wait for the last
-    first = last(page)["step"]
-    assert seconds_until(page, first + 30) > 2.5
-    speed.fill("5")  # as fast as it goes
-    assert seconds_until(page, last(page)["step"] + 300) < 15, "more than 20 a second"
+    # what the clock shows may be late on a busy machine: half is asked for
+    assert seconds_for(page, 3) > 1.5, "one step a second"
+    speed.fill("2")  # it does not wait for the last
+    assert seconds_for(page, 30) > 1.5, "ten a second"
+    speed.fill("5")
+    assert seconds_for(page, 300) < 15, "as fast as it goes"
 
 
 def test_layers_can_be_hidden(open_lab):

@@ -360,6 +360,20 @@ def test_settings_act_on_the_bars_at_once(open_sampler):
         setting(page, "top-p", 1)
 
 
+def test_no_press_is_lost(open_sampler):
+    """Pressed while it still reads, and faster than it reads."""
+    gpt, chars = writer()
+    page = open_sampler()
+    setting(page, "temperature", 0)
+    page.get_by_label("prompt", exact=True).fill("The longer the prompt is, ")
+    button = page.locator(".gl-sampler").get_by_role("button", name="Next token")
+    button.evaluate("(b) => { for (let k = 0; k < 5; k += 1) b.click(); }")
+    page.wait_for_function(f"{STATE}.text.length === 31")
+    page.wait_for_timeout(300)
+    widget = TextSampler(gpt, chars, "The longer the prompt is, ")
+    assert page.evaluate(STATE)["text"] == widget.write(5, temperature=0)
+
+
 def test_a_bar_can_be_taken(open_sampler):
     page = open_sampler()
     bar = page.locator(".gl-token").nth(3)
@@ -498,7 +512,8 @@ def test_the_sampler_in_jupyterlab(notebook):
     page.evaluate(RECORD)
     run_cell(page)
     page.locator(".gl-sampler").wait_for(timeout=60_000)
-    page.wait_for_function(f"{STATE}.logits !== null", timeout=90_000)
+    read = f"window.texts.some(({{ text }}) => text === {STATE}.text)"
+    page.wait_for_function(read, timeout=90_000)
     setting(page, "temperature", 0)
     told = "".join(grow(page, lambda: press(page, "Next token")) for _ in range(7))
     assert "bad" + told == build().write(7, temperature=0)

@@ -98,17 +98,22 @@ export function kernelEngine(model) {
 
 // Pull, not push: while `work` runs (`lanes` times at most), any number of calls lead to
 // one more run of it. `work` reads what is wanted when it starts, so only the newest
-// wish is served.
+// wish is served. A call's promise is kept when all that was wished is done.
 export function newestOnly(work, lanes = 1) {
-  let [busy, again] = [0, false];
-  return async function ask() {
-    again = true;
-    if (busy === lanes) return;
-    busy += 1;
+  const busy = new Set();
+  let again = false;
+  async function serve() {
     while (again) {
       again = false;
       await work();
     }
-    busy -= 1;
+  }
+  return function ask() {
+    again = true;
+    if (busy.size < lanes) {
+      const served = serve().finally(() => busy.delete(served));
+      busy.add(served);
+    }
+    return Promise.all(busy);
   };
 }

@@ -243,9 +243,11 @@ function render({ model, el }) {
   }
 
   async function one() {
-    if (broken || prompt.length === 0) return null;
-    await ask();
-    if (!read.logits || read.tokens.length !== tokens().length) return null;
+    do {
+      if (closed || broken || prompt.length === 0) return null;
+      await ask();
+    } while (read.tokens.length !== tokens().length); // another press was first
+    if (!read.logits) return null;
     const u = uniform(key(seed, "token", written.length + 1), 0);
     const token = drawToken(nextProbs(read.logits, settings), u);
     await append(token);
