@@ -339,7 +339,7 @@ def test_a_hostile_function_harms_only_its_own_part(graded, name):
         assert graded[1][student, "square-check"]["message"]
     if name == "loop":  # stopped, and not killed
         said = graded[1][student, "square-check"]["message"]
-        assert said == "Stopped: it was not done after 5 s. Does a loop never end?"
+        assert said.startswith("Not done after 5 s. Does a loop never end, or")
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -302,7 +302,10 @@ class Run:
             text = text[:MESSAGE] + " ..."
         if reply.status == "timeout":
             limit = self.limits.cell
-            return f"Stopped: it was not done after {limit:g} s. Does a loop never end?"
+            return (
+                f"Not done after {limit:g} s. Does a loop never end, or is it too much "
+                "for one cell?"
+            )
         if reply.status == "died":
             why = reply.text or "a crash, or more memory than there is"
             return f"The kernel died while this ran: {why}."
