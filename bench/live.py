@@ -409,13 +409,13 @@ def report(result):
         calls = f"{found['per_call']} steps a call, {found['steps']} a turn"
         lines += ["", f"{program} ({calls}, {len(found['rounds'])} rounds)"]
         lines.append(
-            f"{'':9}{'steps/s':>8}  {'to eager':22}{'to fused':22}passing time"
+            f"{'':9}{'steps/s':>8}  {'to eager':24}{'to fused':24}passing time"
         )
         for name in CONTENDERS:
             both = [spread(ratios(found, name, peer)) for peer in ("eager", "fused")]
             wall = spread(ratios(found, name, clock=1))
             lines.append(
-                f"{name:9}{rate(found, name):8.0f}  {both[0]:22}{both[1]:22}{wall}"
+                f"{name:9}{rate(found, name):8.0f}  {both[0]:24}{both[1]:24}{wall}"
             )
     lines += ["", "WebGPU adapter: {default}; when forced: {forced}"]
     lines[-1] = lines[-1].format(**result["webgpu"])
