@@ -495,27 +495,12 @@ def arguments_of(argv=None):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
     parser.add_argument("--jobs", type=int, default=cores, help="so many at a time")
     parser.add_argument("--manual", type=Path, help="points by hand; OUT/manual.csv")
-    parser.add_argument(
-        "--cell-timeout",
-        type=float,
-        default=plain.cell,
-        metavar="S",
-        help="for one cell",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=plain.total,
-        metavar="S",
-        help="for a whole notebook",
-    )
-    parser.add_argument(
-        "--memory",
-        type=int,
-        default=plain.memory,
-        metavar="MiB",
-        help="for one submission",
-    )
+    for option, kind, default, unit, use in (
+        ("--cell-timeout", float, plain.cell, "S", "for one cell"),
+        ("--timeout", float, plain.total, "S", "for a whole notebook"),
+        ("--memory", int, plain.memory, "MiB", "for one submission"),
+    ):
+        parser.add_argument(option, type=kind, default=default, metavar=unit, help=use)
     parser.add_argument(
         "--no-sandbox", action="store_true", help="for submissions that you trust"
     )
