@@ -141,6 +141,11 @@ def wait(page, condition, timeout=30_000):
     page.wait_for_function(condition, timeout=timeout)
 
 
+def wait_for_step(page, condition, timeout=30_000):
+    """Wait for a picture of a step that is "> 5", say; there may be none as yet."""
+    wait(page, f"window.trained.at(-1)?.step {condition}", timeout)
+
+
 def press(page, name):
     page.get_by_role("button", name=name, exact=True).first.click()
 
@@ -163,7 +168,7 @@ def act(page, name):
     """Press one of the buttons of a step and wait for the frame after it."""
     before = last(page)["step"]
     press(page, name)
-    wait(page, f"window.trained.at(-1)?.step > {before}")
+    wait_for_step(page, f"> {before}")
     return last(page)
 
 
@@ -172,7 +177,7 @@ def begin(page, **options):
     if page.get_by_role("button", name="Pause").count():
         press(page, "Pause")
     press(page, "Reset")
-    wait(page, "window.trained.at(-1)?.step === 0")
+    wait_for_step(page, "=== 0")
 
 
 def seconds_for(page, steps):
@@ -242,7 +247,7 @@ def set_number(page, label, value):
 def test_the_page_trains_what_pytorch_trains(open_lab, toy):
     program = toy[0].program
     page = open_lab()
-    wait(page, "window.trained.at(-1)?.step > 60")
+    wait_for_step(page, "> 60")
     pause(page)
     steps, got = state(page)
     run = Run(program, seed=0)
@@ -367,14 +372,14 @@ def test_start_trains_pause_stops(open_lab):
     focused = page.evaluate("document.activeElement.textContent")
     assert focused == "Pause", "Start trains at once, and the focus follows"
     page.wait_for_function(REDRAWN, arg=pixels(page), timeout=30_000)
-    wait(page, "window.trained.at(-1)?.step > 40")
+    wait_for_step(page, "> 40")
     pause(page, "Space")
     at = last(page)["step"]
     assert re.match(rf"Paused. Step {at}. losses: D \d.\d\d, G \d.\d\d", said(page))
     page.wait_for_timeout(500)
     assert last(page)["step"] == at == state(page)[0]
     page.keyboard.press("Space")
-    wait(page, f"window.trained.at(-1)?.step > {at}")
+    wait_for_step(page, f"> {at}")
     page.locator(".gl-readout").get_by_text("a second").wait_for()
 
 
@@ -405,7 +410,7 @@ def test_layers_can_be_hidden(open_lab):
 
 def test_a_kept_state_stays_beside_the_present_one(open_lab):
     page = open_lab()
-    wait(page, "window.trained.at(-1)?.step > 20")
+    wait_for_step(page, "> 20")
     pause(page)
     now, chart = pixels(page), pixels(page, ".gl-chart canvas")
     press(page, "Keep this state")
@@ -452,7 +457,7 @@ def test_a_run_that_diverges_says_where_and_starts_again(open_lab):
     assert page.get_by_role("button", name="One step", exact=True).is_disabled()
     press(page, "Default settings")
     page.locator(".gl-status button").click()
-    wait(page, "window.trained.at(-1)?.step === 0")
+    wait_for_step(page, "=== 0")
     assert status(page) == ""
     assert act(page, "One step")["metrics"]["D_loss"] > 0
 
@@ -467,7 +472,7 @@ def test_a_lost_run_is_told_and_its_choices_come_back(open_lab):
     press(page, "One step")
     page.get_by_text("no longer holds this training").wait_for()
     page.locator(".gl-status button").click()
-    wait(page, "window.trained.at(-1)?.step === 0")
+    wait_for_step(page, "=== 0")
     act(page, "One step")
     np.testing.assert_array_equal(state(page)[1], expected)
 
@@ -477,13 +482,13 @@ def test_a_lost_run_is_told_and_its_choices_come_back(open_lab):
 
 def test_out_of_sight_it_rests(open_lab):
     page = open_lab()
-    wait(page, "window.trained.at(-1)?.step > 5")
+    wait_for_step(page, "> 5")
     page.evaluate("document.querySelector('main').style.marginTop = '4000px'")
     at = -1
     while at != (at := state(page)[0]):  # for good, once it stands still
         page.wait_for_timeout(600)
     page.evaluate("document.querySelector('main').style.marginTop = ''")
-    wait(page, f"window.trained.at(-1)?.step > {at}")
+    wait_for_step(page, f"> {at}")
 
 
 def test_two_labs_share_a_worker_and_nothing_else(open_lab):
@@ -537,7 +542,7 @@ def test_with_reduced_motion_pictures_are_few(open_lab):
     page.wait_for_timeout(300)
     assert last(page)["step"] == 0, "nothing moves by itself"
     press(page, "Start")
-    wait(page, "window.trained.at(-1)?.step > 5")
+    wait_for_step(page, "> 5")
     count, at = page.evaluate("[window.trained.length, window.trained.at(-1).step]")
     page.wait_for_timeout(2000)
     assert page.evaluate("window.trained.length") - count <= 5
@@ -733,7 +738,7 @@ def test_every_lab_of_the_book_trains_as_pytorch_does(visit, site, pages):
             enough, learned = LEARNED[name]
             page.get_by_label("speed", exact=True).fill("5")
             press(page, "Start")
-            wait(page, f"window.trained.at(-1)?.step >= {enough}", timeout=120_000)
+            wait_for_step(page, f">= {enough}", timeout=120_000)
             pause(page)
             assert status(page) == ""
             _, got = state(page)
@@ -774,7 +779,7 @@ def paste(page, text):
 
 def test_it_writes_while_it_learns_and_at_rest(open_writer):
     page = open_writer()
-    wait(page, "window.trained.at(-1)?.step > 20", 60_000)
+    wait_for_step(page, "> 20", 60_000)
     wait(page, "document.querySelector('.gl-written').textContent.length > 12", 60_000)
     pause(page)
     at = last(page)["step"]
@@ -824,7 +829,7 @@ def test_a_pasted_text_becomes_the_data(open_writer):
     run.step(1, lr=5e-3)
     np.testing.assert_allclose(state(page)[1], run.state, rtol=1e-3, atol=1e-4)
     press(page, "Start")
-    wait(page, "window.trained.at(-1)?.step >= 150", 120_000)
+    wait_for_step(page, ">= 150", 120_000)
     pause(page)
     assert last(page)["metrics"]["bits"] < 1.5, "a text of one sentence is soon known"
     begin(page)  # a reset keeps the reader's text
@@ -835,7 +840,7 @@ def test_a_pasted_text_becomes_the_data(open_writer):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_lab_that_writes_is_accessible(open_writer, theme):
     page = open_writer(color_scheme=theme)
-    wait(page, "window.trained.at(-1)?.step > 3", 60_000)
+    wait_for_step(page, "> 3", 60_000)
     press(page, "Pause")
     press(page, "Keep this state")
     press(page, "Paste…")
@@ -850,7 +855,7 @@ def test_the_lab_that_writes_leaves_the_page_responsive(
     open_writer, browser, tmp_path, record_property
 ):
     page = open_writer()
-    wait(page, "window.trained.at(-1)?.step > 20", 60_000)
+    wait_for_step(page, "> 20", 60_000)
     at = last(page)["step"]
     count, frames = costs_of_frames(page, browser, tmp_path / "trace.json")
     rate = (last(page)["step"] - at) / 3
@@ -868,7 +873,7 @@ def test_the_lab_in_jupyterlab(notebook, jupyterlab, toy):
     page.locator(".gl-lab").wait_for(timeout=60_000)
     wait(page, "window.trained.length > 0")
     press(page, "Start")
-    wait(page, "window.trained.at(-1)?.step > 40")
+    wait_for_step(page, "> 40")
     pause(page)
     steps, got = state(page)
     run = Run(toy[0].program, seed=0)
@@ -880,11 +885,11 @@ def test_the_lab_in_jupyterlab(notebook, jupyterlab, toy):
     # Running the cell again leaves one view, at its start
     page.evaluate("window.trained.length = 0")
     run_cell(page)
-    wait(page, "window.trained.at(-1)?.step === 0", 60_000)
+    wait_for_step(page, "=== 0", 60_000)
     page.wait_for_timeout(500)
     assert page.locator(".gl-lab").count() == 1
     press(page, "Start")
-    wait(page, "window.trained.at(-1)?.step > 5")
+    wait_for_step(page, "> 5")
 
     # Without its kernel the lab says so and stops
     end_kernels(jupyterlab[0])
