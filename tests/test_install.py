@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import json
+import socket
+import struct
 import subprocess
 import threading
 import urllib.request
@@ -81,3 +83,20 @@ def test_server_types_and_next_free_port(tmp_path):
     assert kinds["a.mjs"] == "text/javascript"
     assert kinds["a.wasm"] == "application/wasm"
     assert kinds["index.html"].startswith("text/html")
+
+
+def test_a_page_that_is_left_while_it_loads_is_no_error(tmp_path, capsys):
+    (tmp_path / "a.wasm").write_bytes(bytes(50_000_000))
+    with serve.serving(tmp_path) as address:
+        before = set(threading.enumerate())
+        place = ("127.0.0.1", int(address.rstrip("/").rsplit(":", 1)[1]))
+        with socket.create_connection(place) as line:
+            line.sendall(b"GET /a.wasm HTTP/1.0\r\n\r\n")
+            assert line.recv(1000).startswith(b"HTTP/1.0 200")
+            # closed as a browser does: what is still on its way is refused
+            line.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+        for request in set(threading.enumerate()) - before:
+            request.join(30)
+    assert capsys.readouterr().err == ""

@@ -51,6 +51,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         return io.BytesIO(body)
 
+    def copyfile(self, source, outputfile):
+        with contextlib.suppress(ConnectionError):  # the reader has left the page
+            super().copyfile(source, outputfile)
+
     def log_message(self, *_):
         pass  # a line for each file tells a reader nothing
 
