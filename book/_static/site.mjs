@@ -79,22 +79,22 @@ function followOutline(outline) {
   const links = new Map();
   for (const link of outline.querySelectorAll("a")) {
     const section = document.getElementById(decodeURIComponent(link.hash.slice(1)));
-    if (section) links.set(section, link);
+    if (section) links.set(section.querySelector("h2, h3, h4") ?? section, link);
   }
-  const top = () => {
+  const line = 120; // pixels from the top: a heading above it is being read
+  const follow = () => {
     let current;
-    for (const [section, link] of links) {
-      if (section.getBoundingClientRect().top < 120) current = link;
+    for (const [heading, link] of links) {
+      if (heading.getBoundingClientRect().top < line) current = link;
     }
     for (const link of links.values()) {
       if (link === current) link.setAttribute("aria-current", "location");
       else link.removeAttribute("aria-current");
     }
   };
-  const observer = new IntersectionObserver(top, { threshold: [0, 1] });
-  for (const section of links.keys()) {
-    observer.observe(section.querySelector("h2, h3, h4") ?? section);
-  }
+  const options = { rootMargin: `-${line}px 0px 0px`, threshold: [0, 1] };
+  const observer = new IntersectionObserver(follow, options);
+  for (const heading of links.keys()) observer.observe(heading);
   const wide = matchMedia("(min-width: 78.5rem)");
   const fold = () => (outline.querySelector("details").open = wide.matches);
   wide.addEventListener("change", fold);
